@@ -1,0 +1,100 @@
+"""Reading text: UTF-8 whatever the platform, and the files of the downloaded sets."""
+
+import hashlib
+import os
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+# name: (address, SHA-256 of the file)
+DOWNLOADS = {
+    "usnames": (
+        "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt",
+        "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
+    ),
+    "shakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. ValueError if it cannot be read or holds no text."""
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. ValueError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); "
+                         "check the path and its permissions") from None
+
+
+def decode(raw: bytes, where: str) -> str:
+    """UTF-8 bytes to text, without a byte order mark, CRLF made LF. ValueError names `where`."""
+    advice = "save it as UTF-8 text first"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x} "
+                         f"at offset {error.start}); {advice}") from None
+    if "\0" in text:
+        raise ValueError(f"{where} is not text (NUL byte at offset {raw.index(0)}); {advice}")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if not text.strip():
+        raise ValueError(f"{where} is empty; give a file with text in it")
+    return text
+
+
+def fetch(name: str) -> bytes:
+    """The file of a set in DOWNLOADS: from $RUNGS_DATA, else the cache, else the network.
+
+    ValueError if it is nowhere to be had, or the one in $RUNGS_DATA is another.
+    """
+    url, sha256 = DOWNLOADS[name]
+    if folder := os.environ.get("RUNGS_DATA"):
+        own = Path(folder, f"{name}.txt")
+        if os.path.exists(own):
+            raw = read_bytes(own)
+            if hashlib.sha256(raw).hexdigest() != sha256:
+                raise ValueError(f"{own} is not the set {name} (its SHA-256 differs); replace it "
+                                 f"by {url}, or give its path as a text of your own")
+            return raw
+
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cached = Path(caches, "rungs", f"{name}.txt")
+    try:
+        raw = cached.read_bytes()
+        if hashlib.sha256(raw).hexdigest() == sha256:
+            return raw
+    except OSError:
+        pass  # Not there yet.
+
+    raw = download(name)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(raw)
+        os.replace(temporary, cached)
+    except OSError:
+        pass  # A read-only home: this run has the data, the next one downloads it again.
+    return raw
+
+
+def download(name: str) -> bytes:
+    """The file of a set in DOWNLOADS from the network, or ValueError with the ways to get it."""
+    url, sha256 = DOWNLOADS[name]
+    advice = (f"connect to the network and try again, or set RUNGS_DATA to a folder that holds "
+              f"{name}.txt ({url}); --data=names needs neither")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            raw = response.read()
+    except (OSError, HTTPException) as error:
+        raise ValueError(f"the set {name} could not be downloaded ({error}); {advice}") from None
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise ValueError(f"the download of {name} is not the file that it should be "
+                         f"(its SHA-256 differs); {advice}")
+    return raw

@@ -1,0 +1,211 @@
+"""Run folders and their files, written so that no crash costs what was there before.
+
+A run folder holds config.json, metrics.jsonl, last.pt, best.pt, loss.png, samples.txt, result.json.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy
+import torch
+
+FORMAT = 1  # of checkpoints; a change that old readers would misread raises it
+CHECKPOINTS = ("best.pt", "last.pt")
+
+
+def environment() -> dict:
+    """What a run depends on besides its settings: the commit of the code, versions, threads."""
+    here = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **here).stdout.strip()
+        if subprocess.run(["git", "status", "--porcelain", "-uno"], **here).stdout:
+            commit += ", changed"
+    except (OSError, subprocess.SubprocessError):
+        commit = None  # no git here, or no repository
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def fingerprint(splits: dict[str, list[str]]) -> str:
+    """What tells whether data is still the same."""
+    return hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+
+
+def make_run(path: Path, exactly: bool = False) -> Path:
+    """Make and return a new folder: path, or path-2, path-3, ... where it exists already.
+
+    ValueError: exactly is asked for and the path has something in it.
+    """
+    if exactly:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(
+                f"{path} exists already and would be overwritten; choose another --out, or go on "
+                f"with it: --resume={path}."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number = 1
+    while True:
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+
+
+def newest_run(model: str, root: Path = Path("runs")) -> Path:
+    """The run of that model in root whose checkpoint is the newest. ValueError: there is none."""
+    found = []
+    for config in root.glob("*/config.json"):
+        written = [(config.parent / name).stat().st_mtime for name in present(config.parent)]
+        if written and model_of(config) == model:
+            found.append((max(written), config.parent))
+    if not found:
+        raise ValueError(
+            f"there is no run of {model} with a checkpoint in {root}/; train one first: "
+            f"python train.py --model={model}"
+        )
+    return max(found)[1]
+
+
+def model_of(config: Path) -> str | None:
+    """The model that a config.json names, or None where it is damaged."""
+    try:
+        return json.loads(config.read_text("utf-8")).get("model")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def present(run: Path) -> list[str]:
+    """The names of the checkpoints that a run folder has, best first."""
+    return [name for name in CHECKPOINTS if (run / name).is_file()]
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: under another name, flushed to the disk, then renamed.
+
+    OSError: the disk is full, say; what was there under the name before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = " The file of that name from before is untouched." if path.exists() else ""
+        raise OSError(f"{path} could not be written: {error.strerror or error}.{kept}") from error
+
+
+def write_json(path: Path, value: dict) -> None:
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_metrics(run: Path, line: dict) -> None:
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(run: Path, until: int | None = None) -> list[dict]:
+    """The evaluations so far; a last line that was cut off while being written does not count."""
+    path = run / "metrics.jsonl"
+    lines = []
+    for text in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if until is None or line["step"] <= until:
+            lines.append(line)
+    return lines
+
+
+def cut_metrics(run: Path, step: int) -> list[dict]:
+    """Take back the evaluations after step, which a resumed run makes again. Returns the rest."""
+    lines = read_metrics(run, until=step)
+    write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write a dict of plain values and tensors. OSError as in `write`."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **checkpoint}, buffer)
+    write(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read what save_checkpoint wrote, onto the CPU. path: a checkpoint, or a run folder's best.
+
+    ValueError: there is none, it is damaged (and whether the other of best and last is whole), or
+    it was written by another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not present(path):
+            raise ValueError(f"{path} has no checkpoint, neither best.pt nor last.pt.")
+        path = path / present(path)[0]
+    if not path.is_file():
+        raise ValueError(f"there is no run folder or checkpoint at {path}.")
+    checkpoint = _read(path)
+    if checkpoint is None:
+        others = [name for name in present(path.parent) if name != path.name]
+        whole = [path.parent / name for name in others if _read(path.parent / name)]
+        offer = f"{whole[0]} is whole: name that." if whole else "There is no whole one beside it."
+        raise ValueError(f"{path} is damaged, or no checkpoint of this project. {offer}")
+    if checkpoint.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of this project, in format "
+            f"{checkpoint['format']}; this one reads format {FORMAT}."
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError):
+        return None
+    return checkpoint if isinstance(checkpoint, dict) and "format" in checkpoint else None
+
+
+def plot(run: Path) -> None:
+    """Draw metrics.jsonl as loss.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # needs no screen
+    from matplotlib import pyplot
+
+    lines = read_metrics(run)
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    trained = [line for line in lines if line["train_loss"] is not None]
+    for name, label, points in (
+        ("train_loss", "train, while it learns", trained), ("val_loss", "validation", lines)
+    ):
+        axes.plot([x["step"] for x in points], [x[name] for x in points], label=label)
+    best = min(lines, key=lambda line: line["val_loss"])
+    axes.plot(best["step"], best["val_loss"], "o", color="C1")
+    label, place = f"{best['val_loss']:.4f}", (best["step"], best["val_loss"])
+    axes.annotate(label, place, (0, 8), textcoords="offset points", ha="right")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    write(run / "loss.png", buffer.getbuffer())

@@ -1,0 +1,45 @@
+"""The loss of a model, measured over whole splits: no sampling of batches, no carried state."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from makemore import IGNORED, LanguageModel
+
+from .machine import Machine
+
+
+def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:
+    """The arrays of a batch as tensors."""
+    return [torch.from_numpy(array).to(device) for array in batch]
+
+
+def mean_loss(model: LanguageModel, groups: list, machine: Machine) -> float:
+    """Mean nats over all targets of a list of (tokens, targets); the model should be in eval."""
+    total, count = 0.0, 0
+    with torch.inference_mode(), machine.autocast():
+        for tokens, targets in groups:
+            counted = int((targets != IGNORED).sum())
+            total += counted * model.loss(*to_device((tokens, targets), machine.device)).item()
+            count += counted
+    return total / count
+
+
+def judge(model, tokenizer, dataset: data.Dataset, block_size: int, machine: Machine) -> dict:
+    """train_loss, val_loss, test_loss (None if there is no such split), and bits_per_char.
+
+    Losses in nats per token. Bits per character are those of test, or of val where there is none.
+    """
+    result: dict[str, float | None] = {}
+    for split in ("train", "val", "test"):
+        groups = data.evaluation_batches(dataset, tokenizer, split, block_size)
+        result[f"{split}_loss"] = mean_loss(model, groups, machine) if groups else None
+        if groups:
+            tokens = sum(int((targets != IGNORED).sum()) for _, targets in groups)
+            nats = result[f"{split}_loss"] * tokens
+            characters = data.characters(dataset, split, block_size)
+            result["bits_per_char"] = nats / math.log(2) / characters
+    return result

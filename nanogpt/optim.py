@@ -1,0 +1,103 @@
+"""The optimizers: Muon for the matrices inside the layers, AdamW for everything else."""
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("muon", "adamw")
+
+
+def make_optimizers(
+    model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0
+) -> list[torch.optim.Optimizer]:
+    """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
+
+    Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
+    hold for them. Weight decay is for matrices alone. Both take the same learning rate.
+    """
+    decayed, muon, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            rest.append(parameter)
+        elif kind == "muon" and name.startswith("layers."):
+            muon.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        dict(params=decayed, weight_decay=weight_decay),
+        dict(params=rest, weight_decay=0.0),
+    ]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused))
+    if muon:
+        optimizers.append(Muon(muon, lr=lr, weight_decay=weight_decay))
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024): as large a step in all directions of a matrix.
+
+    Gradients of matrices are dominated by a few directions; the nearest orthogonal matrix to the
+    momentum moves the others as far. The update is scaled to the size of an Adam update (Liu et al.
+    2025), so that both take the same learning rate. A matrix that stacks several, such as the
+    gates of a cell or queries, keys and values, is taken as square blocks, all of one shape in
+    all layers: so one batched product serves them all, where torch.optim.Muon goes one by one.
+    """
+
+    def __init__(self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
+                blocks = to_blocks(update)
+                stacks.setdefault(blocks.shape[1:], []).append((parameter, blocks))
+            for shape, items in stacks.items():
+                updates = orthogonalise(torch.cat([blocks for _, blocks in items]))
+                scale = 0.2 * max(shape) ** 0.5
+                parts = updates.split([len(blocks) for _, blocks in items])
+                for (parameter, _), blocks in zip(items, parts, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(from_blocks(blocks, parameter.shape), alpha=-group["lr"] * scale)
+
+
+def to_blocks(matrix: Tensor) -> Tensor:
+    """(R, C) -> (N, r, c), r <= c: square blocks if the longer side is a multiple of the other."""
+    rows, columns = matrix.shape
+    if rows > columns:
+        return to_blocks(matrix.T)
+    if columns % rows == 0:
+        return matrix.reshape(rows, -1, rows).transpose(0, 1)
+    return matrix[None]
+
+
+def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of to_blocks: (N, r, c) -> (R, C)."""
+    rows, columns = shape
+    if rows > columns:
+        return from_blocks(blocks, (columns, rows)).T
+    return blocks.transpose(0, 1).reshape(rows, columns)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """(N, r, c) -> nearly the nearest matrices with orthonormal rows, r <= c.
+
+    Newton and Schulz's iteration with Jordan's coefficients, which bring every singular value
+    near 1, not to it, in five steps.
+    """
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x

@@ -1,0 +1,443 @@
+"""Train a language model of the ladder: python train.py --model=lstm
+
+One loop in plain sight, `train`. What a step learns from and what its dropout drops are functions
+of (seed, step) alone, so a run that is stopped at any moment and resumed ends bit for bit where the
+run that never stopped ends.
+"""
+
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import makemore
+import sample
+from data import cli, runs
+from data.cli import add, flag
+from makemore.recipes import RECIPES
+from nanogpt.evaluate import judge, mean_loss, to_device
+from nanogpt.machine import DEVICES, DTYPES, Machine, choose
+from nanogpt.optim import OPTIMIZERS, make_optimizers
+
+FINAL_LR = 0.01  # of the peak, where the decay ends
+SAVE_SECONDS = 60  # a crash costs at most this much of a run
+
+
+@dataclass
+class Config:
+    """Every setting of a run. A step is a step of the optimizer."""
+
+    model: str
+    data: str
+    lines: bool
+    sizes: dict[str, int | float]  # of the model, under the names of its __init__
+    block_size: int
+    steps: int
+    batch_size: int
+    lr: float  # at its peak, after the warm-up
+    warmup: int
+    optimizer: str
+    weight_decay: float
+    clip: float  # the largest norm of the gradient; 0 is off
+    eval_every: int
+    patience: int  # end after so many evaluations without a better one; 0 is off
+    seed: int
+    device: str
+    dtype: str
+    compile: bool
+
+    def check(self) -> None:
+        """ValueError for a setting that cannot work."""
+        for name in ("steps", "batch_size", "block_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
+        for name in ("warmup", "weight_decay", "clip", "patience", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{flag(name)} must be at least 0, not {getattr(self, name)}.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
+
+
+@dataclass
+class Progress:
+    """How far a run is. Losses in nats per token."""
+
+    step: int = 0
+    tokens: int = 0  # targets learned from
+    seconds: float = 0.0
+    training_seconds: float = 0.0  # without evaluating and saving
+    best_loss: float = math.inf
+    best_step: int = 0
+    since_best: int = 0  # evaluations
+    loss_sum: float = 0.0  # over the steps since the last evaluation
+    loss_steps: int = 0
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not a finite number any more."""
+
+
+class Stopped(Exception):
+    """The user asked to stop, and all is saved."""
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The share of the peak at step 0, 1, ...: never 0, up to 1, then a cosine down to FINAL_LR."""
+    if step < config.warmup:
+        return (step + 1) / (config.warmup + 1)
+    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def train(
+    model: nn.Module,
+    batches: Callable[[int, int], tuple[np.ndarray, ...]],
+    loss: Callable[..., Tensor],
+    config: Config,
+    *,
+    evaluate: Callable[[], float],
+    machine: Machine,
+    run: Path,
+    about: dict,
+    resume: dict | None = None,
+) -> Progress:
+    """Train the model in place until config.steps, or until patience runs out.
+
+    batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
+    nats, a scalar. evaluate(): the validation loss. about: plain values that go into every
+    checkpoint. resume: a checkpoint to go on from. Into run go metrics.jsonl, last.pt and best.pt.
+    Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
+    """
+    optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
+    scaler = machine.scaler()
+    progress = Progress()
+    if resume:
+        progress = Progress(**resume["progress"])
+        for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        scaler.load_state_dict(resume["scaler"])
+    loss = machine.compile(loss)
+    began = time.monotonic() - progress.seconds
+    saved = time.monotonic()
+
+    def save(*names: str) -> None:
+        progress.seconds = time.monotonic() - began
+        state = {
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "scaler": scaler.state_dict(),
+            "progress": asdict(progress),
+        }
+        for name in names:
+            runs.save_checkpoint(run / name, about | state)
+
+    def validate() -> None:
+        model.eval()
+        val_loss = evaluate()
+        model.train()
+        progress.since_best += 1
+        if val_loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.since_best = val_loss, progress.step, 0
+        line = {
+            "step": progress.step,
+            "train_loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
+            "val_loss": val_loss,
+            "lr": config.lr * learning_rate(progress.step, config),
+            "tokens": progress.tokens,
+            "seconds": round(time.monotonic() - began, 3),
+            "tokens_per_second": speed(progress),
+        }
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        runs.append_metrics(run, line)
+        save(*(["best.pt", "last.pt"] if progress.since_best == 0 else ["last.pt"]))
+        bar.write(evaluation_line(line, config))
+
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, leave=False)
+    with bar, cli.Interrupts() as interrupts:
+        if progress.step == 0:
+            validate()
+        model.train()
+        while progress.step < config.steps and not worn_out(progress, config):
+            started = time.monotonic()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * learning_rate(progress.step, config)
+            torch.manual_seed(dropout_seed(config.seed, progress.step))
+            batch = batches(config.seed, progress.step)
+            with machine.autocast():
+                nats = loss(*to_device(batch, machine.device))
+            scaler.scale(nats).backward()
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+            scaler.update()
+            value = nats.item()
+            # under float16 the scaler itself skips a step whose gradient overflows
+            if not math.isfinite(value) or not (scaler.is_enabled() or math.isfinite(norm)):
+                raise Diverged(diverged_message(value, progress, config, run))
+
+            progress.step += 1
+            progress.tokens += int((batch[1] != makemore.IGNORED).sum())
+            progress.loss_sum += value
+            progress.loss_steps += 1
+            progress.training_seconds += time.monotonic() - started
+            bar.update()
+            bar.set_postfix_str(f"loss {value:.3f}, {speed(progress):,} tokens/s", refresh=False)
+            if progress.step % config.eval_every == 0 or progress.step == config.steps:
+                validate()
+                saved = time.monotonic()
+            elif interrupts.asked or time.monotonic() - saved > SAVE_SECONDS:
+                save("last.pt")
+                saved = time.monotonic()
+            if interrupts.asked and progress.step < config.steps:
+                raise Stopped(f"stopped at step {progress.step} and saved.")
+    progress.seconds = time.monotonic() - began
+    return progress
+
+
+def worn_out(progress: Progress, config: Config) -> bool:
+    """Whether patience has run out."""
+    return 0 < config.patience <= progress.since_best
+
+
+def speed(progress: Progress) -> int:
+    """Tokens per second of training."""
+    return round(progress.tokens / max(progress.training_seconds, 1e-9))
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -> int:
+    """All that the dropout of a step depends on, as one number."""
+    return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1)[0])
+
+
+def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machine, progress):
+    """Judge the best checkpoint, and put result.json, its samples and the plot into the run."""
+    model.load_state_dict(runs.load_checkpoint(run / "best.pt")["model"])
+    model.eval()
+    measured = judge(model, tokenizer, dataset, config.block_size, machine)
+    result = {
+        "model": config.model,
+        "data": config.data,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_second": speed(progress),
+        **measured,
+        "seed": config.seed,
+        "device": machine.device,
+        "dtype": machine.dtype,
+    }
+    training = set(dataset.splits["train"]) if dataset.kind == "lines" else None
+    num, length = sample.defaults(dataset.kind, config.block_size)
+    texts = sample.texts(model, tokenizer, "", num, length, dataset.separated)
+    report = sample.report(texts, training)
+    runs.write(run / "samples.txt", report)
+    runs.plot(run)
+    runs.write_json(run / "result.json", result)
+    losses = [(split, measured[f"{split}_loss"]) for split in ("train", "val", "test")]
+    said = ", ".join(f"{split} {loss:.4f}" for split, loss in losses if loss is not None)
+    print(f"loss of the best checkpoint (step {progress.best_step}): {said} nats per token")
+    print(f"that is {measured['bits_per_char']:.3f} bits per character\n\n{report}")
+    print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
+
+
+def diverged_message(value: float, progress: Progress, config: Config, run: Path) -> str:
+    what = "gradient is not finite" if math.isfinite(value) else f"loss is {value}"
+    return (
+        f"the {what} at step {progress.step + 1}; a lower --lr than {config.lr:g} may help. "
+        f"The last good checkpoint is kept: {run / 'last.pt'}."
+    )
+
+
+def evaluation_line(line: dict, config: Config) -> str:
+    trained = "     -" if line["train_loss"] is None else f"{line['train_loss']:.4f}"
+    return (
+        f"step {line['step']:>{len(str(config.steps))}} of {config.steps}: train {trained}, "
+        f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} tokens/s, "
+        f"{line['seconds']:.0f} s"
+    )
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(prog="train.py", description=__doc__.split("\n")[0])
+    group = parser.add_argument_group("what to train, and on what")
+    add(group, "model", "the stage (default transformer)", str, choices=list(makemore.STAGES))
+    sets = ", ".join(data.SETS)
+    text = f"{sets}, a text file, or a folder with train.txt (default names)"
+    add(group, "data", text, str, metavar="DATA")
+    add(group, "lines", "every line is an item of its own", bool)
+    group = parser.add_argument_group("size of the model (default: the stage's own)")
+    add(group, "layers", "layers, one on the other")
+    add(group, "heads", "attention heads; they must divide the width")
+    add(group, "width", "features of a token between the layers")
+    add(group, "context", "tokens that the mlp sees, the current one included")
+    add(group, "embed", "features of a token before the mlp's layer")
+    add(group, "dropout", "share of the features that training leaves out", float)
+    add(group, "block_size", "tokens of context (default: the longest line, or 64 of a text)")
+    group = parser.add_argument_group("training (default: the stage's recipe)")
+    add(group, "steps", "steps of the optimizer")
+    add(group, "batch_size", "rows a step: lines, or windows of the block size")
+    add(group, "lr", "learning rate at its peak", float)
+    add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
+    add(group, "optimizer", "muon for the layers' matrices, or adamw for all (default muon)", str,
+        choices=OPTIMIZERS)
+    add(group, "weight_decay", "of matrices (default 0)", float)
+    add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
+    add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
+    add(group, "patience", "evaluations without a better one before the end, 0: any (default 5)")
+    add(group, "seed", "of first weights, order of the data and dropout (default 0)")
+    group = parser.add_argument_group("machine")
+    text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
+    add(group, "device", text, str, metavar="DEVICE")
+    add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
+    add(group, "compile", "torch.compile: faster steps after a slow start", bool)
+    group = parser.add_argument_group("run")
+    add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
+    add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
+    add(group, "config", "repeat a run from its config.json; other flags override it", Path)
+    return parser
+
+
+def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) -> Config:
+    """All settings: those given, else of the config.json to repeat, else of the stage's recipe.
+
+    ValueError: a flag that the stage does not use, or a value that cannot work.
+    """
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    stage = given.get("model", repeated.get("model", "transformer"))
+    recipe = RECIPES[dataset.kind][stage]
+    sizes = makemore.sizes(stage)
+    for name in {"layers", "heads", "width", "context", "embed", "dropout"} - sizes.keys():
+        if name in given:
+            takes = ", ".join(map(flag, sizes)) or "no sizes"
+            raise ValueError(f"the stage {stage} has no {flag(name)}; it takes {takes}.")
+    chosen = recipe | (repeated["sizes"] if repeated.get("model") == stage else {}) | given
+    steps = (recipe | repeated | given)["steps"]
+    defaults = dict(
+        lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
+        optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
+        seed=0, device="auto", dtype="float32", compile=False,
+    )
+    settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
+    settings["sizes"] = {name: chosen.get(name, default) for name, default in sizes.items()}
+    config = Config(**{field.name: settings[field.name] for field in fields(Config)})
+    config.check()
+    return config
+
+
+def read_config(path: Path) -> dict:
+    """The settings in a config.json. ValueError: it is none."""
+    try:
+        saved = json.loads(path.read_text("utf-8"))
+        return {field.name: saved[field.name] for field in fields(Config)}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path} is not the config.json of a run.") from None
+
+
+def new_run(args: Namespace) -> None:
+    repeated = read_config(args.config) if args.config else {}
+    source = args.data or repeated.get("data", "names")
+    dataset = data.load(source, args.lines or repeated.get("lines", False))
+    config = settle(args, source, dataset, repeated)
+    machine = choose(config.device, config.dtype, config.compile)
+    tokenizer = data.CharTokenizer.train(text for part in dataset.splits.values() for text in part)
+    torch.manual_seed(config.seed)
+    model = makemore.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
+    batches = data.batches(dataset, tokenizer, config.block_size, config.batch_size)
+    path = args.out or Path("runs") / f"{config.model}-{dataset.name}"
+    run = runs.make_run(path, exactly=args.out is not None)
+    seen = {"kind": dataset.kind, "separated": dataset.separated}
+    about = {
+        "config": asdict(config) | seen | {"fingerprint": runs.fingerprint(dataset.splits)},
+        "tokenizer": tokenizer.to_dict(),
+    }
+    carry_out(model, tokenizer, dataset, batches, config, machine, run, about)
+
+
+def resume_run(args: Namespace) -> None:
+    given = {name for name, value in vars(args).items() if value is not None}
+    for name in sorted(given - {"resume", "steps"}):
+        raise ValueError(f"{flag(name)} cannot change in a run that is resumed; only --steps can.")
+    run = args.resume if args.resume.is_dir() else args.resume.parent
+    path = run / "last.pt" if args.resume == run and (run / "last.pt").exists() else args.resume
+    checkpoint = runs.load_checkpoint(path)
+    about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
+    if args.steps is not None:
+        about["config"]["steps"] = args.steps
+    config = Config(**{field.name: about["config"][field.name] for field in fields(Config)})
+    config.check()
+    step = checkpoint["progress"]["step"]
+    if config.steps < step:
+        raise ValueError(f"{run} has made {step} steps, so --steps={config.steps} is too few.")
+    dataset = data.load(config.data, config.lines)
+    if runs.fingerprint(dataset.splits) != about["config"]["fingerprint"]:
+        raise ValueError(f"{config.data} has changed since {run} began; restore it or train anew.")
+    machine = choose(config.device, config.dtype, config.compile)
+    model, tokenizer = sample.restore(checkpoint)
+    batches = data.batches(dataset, tokenizer, config.block_size, config.batch_size)
+    runs.cut_metrics(run, step)
+    print(f"going on at step {step}")
+    carry_out(model, tokenizer, dataset, batches, config, machine, run, about, checkpoint)
+
+
+def carry_out(
+    model, tokenizer, dataset, batches, config, machine, run, about, checkpoint=None
+) -> None:
+    """Say what is about to happen, train, judge."""
+    runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
+    lines = dataset.kind == "lines"
+    size = {s: len(x) if lines else sum(map(len, x)) for s, x in dataset.splits.items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{config.model}: {parameters:,} parameters, block size {config.block_size}")
+    print(
+        f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in size.items())} "
+        f"{'lines' if lines else 'characters'}, {tokenizer.vocab_size} tokens in the vocabulary"
+    )
+    print(f"{machine.describe()}; run folder {run}")
+    cut = sum(len(x) >= config.block_size for x in sum(dataset.splits.values(), [])) if lines else 0
+    notes = (f"{cut:,} lines are cut to the block size.",) if cut else ()
+    for note in dataset.notes + machine.notes + notes:
+        print(f"note: {note}")
+    model.to(machine.device)
+    groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
+    try:
+        progress = train(
+            model, batches, model.loss, config, evaluate=lambda: mean_loss(model, groups, machine),
+            machine=machine, run=run, about=about, resume=checkpoint,
+        )
+        finish(model, tokenizer, dataset, config, run, machine, progress)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        said = str(stopped) or "stopped at once; what was saved before is kept."
+        raise Stopped(f"{said} Go on with: python train.py --resume={run}") from None
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    try:
+        (resume_run if args.resume else new_run)(args)
+    except Stopped as stopped:
+        print(stopped)
+        return 130
+    except Diverged as diverged:
+        print(f"error: {diverged}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
