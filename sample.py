@@ -47,9 +47,11 @@ def draw(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p: 
     """
     if temperature == 0:
         return logits.argmax(1)
-    probabilities = (logits.double() / temperature).softmax(1)
+    if temperature != 1:  # the likeliest is 0 first, so that nothing overflows however cold
+        logits = (logits - logits.max(1, keepdim=True).values).double() / temperature
+    probabilities = logits.double().softmax(1)
     if 0 < top_k < logits.shape[1] or top_p < 1:
-        ordered, tokens = probabilities.sort(1, descending=True, stable=True)
+        ordered, tokens = probabilities.sort(dim=1, descending=True, stable=True)
         if top_p < 1:  # a token stays if those before it fall short of top_p
             ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)
         if top_k > 0:
@@ -83,7 +85,8 @@ def generate(
     assert all(prompts) and length >= 0
     device = next(model.parameters()).device
     chances = torch.from_numpy(np.stack([chances_of(seed, i, length) for i in range(len(prompts))]))
-    never = list(never)
+    banned = torch.zeros(model.vocab_size)
+    banned[list(never)] = -torch.inf
     was_training = model.training
     model.eval()
     try:
@@ -91,8 +94,7 @@ def generate(
         logits, state = model(tokens.to(device), segments=segments.to(device))
         going = torch.arange(len(prompts))
         for step in range(length):
-            last = logits[:, -1].float().cpu()
-            last[:, never] = -torch.inf
+            last = logits[:, -1].float().cpu() + banned
             drawn = draw(last, chances[going, step], temperature, top_k, top_p)
             yield from zip(going.tolist(), drawn.tolist())
             if stop is not None and (ended := drawn == stop).any():
@@ -148,9 +150,8 @@ def stream(
     """
     waiting: list[list[str]] = [[prompt] for _ in range(num)]
     begin = starts(prompt, tokenizer, separated)
-    drawn = generate(
-        model, [begin] * num, length, never=(data.USER, data.ASSISTANT, data.TURN), **how
-    )
+    never = [data.USER, data.ASSISTANT, data.TURN] + ([] if separated else [data.END])
+    drawn = generate(model, [begin] * num, length, never=never, **how)
     shown, over, counts = 0, [False] * num, [0] * num
     for sample, token in drawn:
         counts[sample] += 1
@@ -197,32 +198,31 @@ def report(samples: list[str], training: set[str] | None) -> str:
 
 
 def print_samples(
-    samples: Iterator[tuple[int, str | None]], training: set[str] | None, num: int
+    samples: Iterator[tuple[int, str | None]], num: int, lines: bool, training: set[str] | None
 ) -> None:
-    """Print what `stream` yields as it comes; for lines also which are known."""
-    shown: list[str] = [""]
-    for _, piece in samples:
+    """Print what `stream` yields as it comes; for lines also which stand in the training set."""
+    shown = [""]
+    for sample, piece in samples:
         if piece is not None:
             shown[-1] += piece
             print(piece, end="", flush=True)
-        elif training is None:
-            print("\n" + ("-" * 40 if len(shown) < num else ""))
-            shown.append("")
-        else:
-            print(KNOWN if shown[-1] in training else "")
-            shown.append("")
-    if training is not None:
+            continue
+        print(KNOWN if training and shown[-1] in training else "")
+        if not lines and sample < num - 1:
+            print("-" * 40)
+        shown.append("")
+    if training:
         print(summary(shown[:-1], training))
 
 
 def training_lines(config: dict) -> set[str] | None:
-    """The lines a run was trained on; None for a text, or where they are not to be had any more."""
-    if config["kind"] != "lines":
-        return None
+    """The lines that a run was trained on; None where they are not to be had any more."""
     try:
-        return set(data.load(config["data"], config["lines"]).splits["train"])
+        dataset = data.load(config["data"], config["lines"])
     except (ValueError, OSError):
         return None
+    same = runs.fingerprint(dataset.splits) == config["fingerprint"]
+    return set(dataset.splits["train"]) if same else None
 
 
 def main() -> None:
@@ -246,6 +246,7 @@ def main() -> None:
     args = parser.parse_args()
     check(args)
 
+    makemore.sizes(args.model or "transformer")  # says so if there is no such stage
     run = args.run or runs.newest_run(args.model or "transformer")
     checkpoint = runs.load_checkpoint(run)
     config = checkpoint["config"]
@@ -260,7 +261,11 @@ def main() -> None:
         model.to(device), tokenizer, args.prompt, num, length, config["separated"],
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
     )
-    print_samples(samples, training_lines(config), num)
+    lines = config["kind"] == "lines"
+    training = training_lines(config) if lines else None
+    if lines and not training:
+        print(f"note: {config['data']} is gone or has changed, so no line is marked as known")
+    print_samples(samples, num, lines, training)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -11,8 +11,10 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_origin
 
 import numpy as np
 import torch
@@ -58,12 +60,20 @@ class Config:
 
     def check(self) -> None:
         """ValueError for a setting that cannot work."""
+        for field in fields(self):
+            kind, value = get_origin(field.type) or field.type, getattr(self, field.name)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{flag(field.name)} must be of {kind.__name__}, not {value!r}.")
         for name in ("steps", "batch_size", "block_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
         for name in ("warmup", "weight_decay", "clip", "patience", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{flag(name)} must be at least 0, not {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < 2**63:
+                value = getattr(self, name)
+                raise ValueError(f"{flag(name)} must be at least 0 and below 2**63, not {value}.")
+        for name, known in (("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{flag(name)} must be one of {', '.join(known)}.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
 
@@ -145,6 +155,8 @@ def train(
         model.eval()
         val_loss = evaluate()
         model.train()
+        if not math.isfinite(val_loss):
+            raise Diverged(diverged_message(val_loss, progress.step, config, run))
         progress.since_best += 1
         if val_loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.since_best = val_loss, progress.step, 0
@@ -164,7 +176,7 @@ def train(
 
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, leave=False)
     with bar, cli.Interrupts() as interrupts:
-        if progress.step == 0:
+        if not resume:
             validate()
         model.train()
         while progress.step < config.steps and not worn_out(progress, config):
@@ -180,14 +192,15 @@ def train(
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+            value, finite = nats.item(), math.isfinite(norm)
+            # under float16 a gradient may overflow: that step is left out, the scale lowered
+            if not math.isfinite(value) or not (finite or scaler.is_enabled()):
+                raise Diverged(diverged_message(value, progress.step + 1, config, run))
             for optimizer in optimizers:
-                scaler.step(optimizer)
+                if finite:
+                    scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
-            value = nats.item()
-            # under float16 the scaler itself skips a step whose gradient overflows
-            if not math.isfinite(value) or not (scaler.is_enabled() or math.isfinite(norm)):
-                raise Diverged(diverged_message(value, progress, config, run))
 
             progress.step += 1
             progress.tokens += int((batch[1] != makemore.IGNORED).sum())
@@ -224,7 +237,7 @@ def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -
 
 
 def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machine, progress):
-    """Judge the best checkpoint, and put result.json, its samples and the plot into the run."""
+    """Judge the best checkpoint, and put result.json and its samples into the run folder."""
     model.load_state_dict(runs.load_checkpoint(run / "best.pt")["model"])
     model.eval()
     measured = judge(model, tokenizer, dataset, config.block_size, machine)
@@ -256,10 +269,10 @@ def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machin
     print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
 
 
-def diverged_message(value: float, progress: Progress, config: Config, run: Path) -> str:
+def diverged_message(value: float, step: int, config: Config, run: Path) -> str:
     what = "gradient is not finite" if math.isfinite(value) else f"loss is {value}"
     return (
-        f"the {what} at step {progress.step + 1}; a lower --lr than {config.lr:g} may help. "
+        f"the {what} at step {step}; a lower --lr than {config.lr:g} may help. "
         f"The last good checkpoint is kept: {run / 'last.pt'}."
     )
 
@@ -340,13 +353,21 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     return config
 
 
+def batches_of(dataset: data.Dataset, tokenizer, config: Config, machine: Machine):
+    sizes = (config.block_size, config.batch_size)
+    return data.batches(dataset, tokenizer, *sizes, one_shape=machine.compiled)
+
+
 def read_config(path: Path) -> dict:
     """The settings in a config.json. ValueError: it is none."""
     try:
         saved = json.loads(path.read_text("utf-8"))
-        return {field.name: saved[field.name] for field in fields(Config)}
+        config = Config(**{field.name: saved[field.name] for field in fields(Config)})
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{path} is not the config.json of a run.") from None
+    makemore.sizes(config.model)
+    config.check()
+    return asdict(config)
 
 
 def new_run(args: Namespace) -> None:
@@ -358,7 +379,7 @@ def new_run(args: Namespace) -> None:
     tokenizer = data.CharTokenizer.train(text for part in dataset.splits.values() for text in part)
     torch.manual_seed(config.seed)
     model = makemore.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
-    batches = data.batches(dataset, tokenizer, config.block_size, config.batch_size)
+    batches = batches_of(dataset, tokenizer, config, machine)
     path = args.out or Path("runs") / f"{config.model}-{dataset.name}"
     run = runs.make_run(path, exactly=args.out is not None)
     seen = {"kind": dataset.kind, "separated": dataset.separated}
@@ -389,7 +410,7 @@ def resume_run(args: Namespace) -> None:
         raise ValueError(f"{config.data} has changed since {run} began; restore it or train anew.")
     machine = choose(config.device, config.dtype, config.compile)
     model, tokenizer = sample.restore(checkpoint)
-    batches = data.batches(dataset, tokenizer, config.block_size, config.batch_size)
+    batches = batches_of(dataset, tokenizer, config, machine)
     runs.cut_metrics(run, step)
     print(f"going on at step {step}")
     carry_out(model, tokenizer, dataset, batches, config, machine, run, about, checkpoint)
@@ -421,8 +442,12 @@ def carry_out(
             machine=machine, run=run, about=about, resume=checkpoint,
         )
         finish(model, tokenizer, dataset, config, run, machine, progress)
-    except (Stopped, KeyboardInterrupt) as stopped:
-        said = str(stopped) or "stopped at once; what was saved before is kept."
+    except (Stopped, KeyboardInterrupt, Diverged) as error:
+        with suppress(OSError):
+            runs.plot(run)
+        if isinstance(error, Diverged):
+            raise
+        said = str(error) or "stopped at once; what was saved before is kept."
         raise Stopped(f"{said} Go on with: python train.py --resume={run}") from None
 
 

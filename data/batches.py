@@ -33,10 +33,13 @@ def items(seed: int, step: int, batch_size: int, n: int) -> tuple[np.ndarray, np
 class LineBatches:
     """Batches of lines: END c1..cn predicts c1..cn END. An epoch sees every line once.
 
-    A line longer than block_size is cut to its first block_size inputs and targets.
+    A line longer than block_size is cut to its first block_size inputs and targets. one_shape: T
+    is the longest of all lines in every batch, as compiled code wants it.
     """
 
-    def __init__(self, lines: list[list[int]], block_size: int, batch_size: int):
+    def __init__(
+        self, lines: list[list[int]], block_size: int, batch_size: int, one_shape: bool = False
+    ):
         assert lines and block_size > 0 and batch_size > 0
         self.batch_size = batch_size
         self.lengths = np.array([min(len(ids) + 1, block_size) for ids in lines])
@@ -49,6 +52,7 @@ class LineBatches:
             flat.extend(ids[:block_size])
         flat.extend([END] * (int(self.lengths.max()) + 1))  # room for the last line's padding
         self.flat, self.starts = np.array(flat, dtype=np.int64), np.array(starts)
+        self.one_shape = one_shape
 
     def __call__(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """tokens, targets (batch_size, T) of a step; T is the longest of its lines."""
@@ -57,7 +61,7 @@ class LineBatches:
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """tokens, targets (B, T) of the chosen lines (B,), padded with END and -1."""
         lengths = self.lengths[chosen, None]
-        columns = np.arange(lengths.max())
+        columns = np.arange((self.lengths if self.one_shape else lengths).max())
         at = self.starts[chosen, None] + columns
         inside = columns < lengths
         return np.where(inside, self.flat[at], END), np.where(inside, self.flat[at + 1], -1)
@@ -111,11 +115,18 @@ def split_ids(dataset: Dataset, tokenizer, split: str) -> np.ndarray:
     return np.array(ids, dtype=np.int64)
 
 
-def batches(dataset: Dataset, tokenizer, block_size: int, batch_size: int, split: str = "train"):
+def batches(
+    dataset: Dataset,
+    tokenizer,
+    block_size: int,
+    batch_size: int,
+    split: str = "train",
+    one_shape: bool = False,
+):
     """The training batches of a split: called with (seed, step), gives (tokens, targets)."""
     if dataset.kind == "lines":
         lines = [tokenizer.encode(line) for line in dataset.splits[split]]
-        return LineBatches(lines, block_size, batch_size)
+        return LineBatches(lines, block_size, batch_size, one_shape)
     return TextBatches(split_ids(dataset, tokenizer, split), block_size, batch_size)
 
 

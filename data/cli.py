@@ -58,6 +58,9 @@ def add(group, name: str, text: str, kind: type = int, **more) -> None:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command. A ValueError or OSError is the user's to mend: a sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without a character shows ? for it
+            stream.reconfigure(errors="replace")
     try:
         code = main()
         sys.stdout.flush()

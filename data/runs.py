@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 from pathlib import Path
@@ -107,9 +106,10 @@ def write(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         kept = " The file of that name from before is untouched." if path.exists() else ""
         raise OSError(f"{path} could not be written: {error.strerror or error}.{kept}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -117,8 +117,12 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def append_metrics(run: Path, line: dict) -> None:
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = run / "metrics.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}.") from error
 
 
 def read_metrics(run: Path, until: int | None = None) -> list[dict]:
@@ -179,19 +183,21 @@ def load_checkpoint(path: Path) -> dict:
 def _read(path: Path) -> dict | None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError):
+    except Exception:  # what a damaged pickle makes torch.load raise knows no bounds
         return None
     return checkpoint if isinstance(checkpoint, dict) and "format" in checkpoint else None
 
 
 def plot(run: Path) -> None:
-    """Draw metrics.jsonl as loss.png."""
+    """Draw metrics.jsonl, if there is an evaluation in it, as loss.png."""
     import matplotlib
 
     matplotlib.use("Agg")  # needs no screen
     from matplotlib import pyplot
 
     lines = read_metrics(run)
+    if not lines:
+        return
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     trained = [line for line in lines if line["train_loss"] is not None]
     for name, label, points in (

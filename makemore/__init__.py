@@ -45,6 +45,6 @@ def build(stage: str, vocab_size: int, block_size: int, **given: int | float) ->
             raise ValueError(f"the stage {stage} has no size {name}; it takes {takes}.")
         if name == "dropout" and not 0 <= value < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {value}.")
-        if name != "dropout" and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+        if name != "dropout" and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
     return STAGES[stage](vocab_size, block_size, **given)

@@ -63,7 +63,8 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features or width, vocab_size)
-        nn.init.zeros_(self.head.weight)  # at first all tokens are as likely: the loss is ln V
+        # logits near 0: at first all tokens are about as likely, and the loss is about ln V
+        nn.init.normal_(self.head.weight, std=0.1 * self.head.in_features**-0.5)
         nn.init.zeros_(self.head.bias)
 
     def forward(

@@ -1,8 +1,8 @@
 """Transformer: position t knows every token before it, and looks up those that matter to it.
 
-Vaswani et al. (2017); rotary positions from Su et al. (2021), norms in front from Xiong et al.
-(2020). Every position asks (a query q), and every earlier one offers (a key k, a value v). With D
-the width of a head, for each head
+Vaswani et al. (2017), with norms in front (Xiong et al. 2020), rotary positions (Su et al. 2021)
+and squared ReLUs (So et al. 2021). Every position asks (a query q), and every earlier one offers
+(a key k, a value v). With D the width of a head, for each head
 
     weights[t] = softmax over s <= t of q[t] . k[s] / sqrt(D)
     y[t] = sum over s <= t of weights[t, s] v[s]
@@ -16,17 +16,25 @@ from torch import nn
 from .model import LanguageModel
 
 
-def rotate(x, positions):
-    """x (B, T, H, D) with its features, in pairs, turned by angles that grow with the position.
+def turning(features):
+    """How fast each of a head's features turns with the position (D,): `rotate` takes the angles.
 
-    The product of a turned query and a turned key depends on their distance alone.
+    Feature i and feature i + D/2 are a pair, whose plane turns by 10000 ** (-2i/D) a position.
     """
-    half = x.shape[3] // 2
-    speeds = 10000.0 ** -(torch.arange(half, device=x.device) / half)
-    angles = positions[..., None, None] * speeds  # (B, T, 1, D/2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.split(half, 3)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], 3)
+    speeds = 10000.0 ** -(torch.arange(features // 2) / (features // 2))
+    return torch.cat([-speeds, speeds])  # so that the sine has the signs that rotate needs
+
+
+def rotate(x, cos, sin):
+    """x (B, H, T, D) turned by its position: then q . k depends on their distance alone."""
+    return (x * cos + x.roll(x.shape[3] // 2, 3) * sin).to(x.dtype)
+
+
+def hidden(positions, past, block_size):
+    """(B, 1, T, past + T): which of the past positions and these each of these may not see."""
+    steps = torch.arange(past + positions.shape[1], device=positions.device)
+    ages = steps[past:, None] - steps
+    return ((ages < 0) | (ages > positions.clamp(max=block_size - 1)[..., None]))[:, None]
 
 
 class Attention(nn.Module):
@@ -39,21 +47,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)  # a block begins as the identity
 
-    def forward(self, x, positions, memory):
+    def forward(self, x, view, memory):
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3 * self.heads, C // self.heads)
-        qk, v = qkv.split([2 * self.heads, self.heads], 2)
-        q, k = rotate(qk, positions).chunk(2, 2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        cos, sin, unseen = view
+        qkv = self.qkv(x).view(B, T, 3 * self.heads, -1).transpose(1, 2)
+        qk, v = qkv.split([2 * self.heads, self.heads], 1)
+        q, k = rotate(qk, cos, sin).chunk(2, 1)  # (B, H, T, D)
         if memory:
             k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
-        S = k.shape[2]
-        ages = torch.arange(S - T, S, device=x.device)[:, None] - torch.arange(S, device=x.device)
-        known = (ages >= 0) & (ages < self.block_size) & (ages <= positions[..., None])  # (B, T, S)
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5  # (B, H, T, S)
-        weights = scores.masked_fill(~known[:, None], -torch.inf).softmax(3)
+        weights = scores.masked_fill(unseen, -torch.inf).softmax(3)
         y = self.out((weights @ v).transpose(1, 2).reshape(B, T, C))
-        oldest = max(0, S - self.block_size + 1)  # what the next position may still see
+        oldest = max(0, k.shape[2] - self.block_size + 1)  # what the next position may still see
         return y, (k[:, :, oldest:], v[:, :, oldest:])
 
 
@@ -69,8 +74,8 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * width, width)
         nn.init.zeros_(self.down.weight)
 
-    def forward(self, x, positions, memory):
-        y, memory = self.attention(self.norm1(x), positions, memory)
+    def forward(self, x, view, memory):
+        y, memory = self.attention(self.norm1(x), view, memory)
         x = x + y
         y = self.down(torch.relu(self.up(self.norm2(x))).square())
         return x + y, memory
@@ -79,11 +84,17 @@ class Block(nn.Module):
 class Transformer(LanguageModel):
     """Blocks, one on the other, and a norm before the head."""
 
-    def __init__(self, vocab_size, block_size, layers=4, heads=4, width=64, dropout=0.1):
+    def __init__(self, vocab_size, block_size, layers=2, heads=4, width=96, dropout=0.1):
         super().__init__(vocab_size, block_size, width, dropout=dropout)
+        if width % (2 * heads):
+            raise ValueError(f"the width {width} is no multiple of twice the {heads} heads.")
+        self.register_buffer("speeds", turning(width // heads), persistent=False)
         self.layers.extend(Block(width, heads, block_size) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def mix(self, x, positions, memories):
-        x, memories = super().mix(x, positions, memories)
+        past = memories[0][0].shape[2] if memories[0] else 0
+        angles = positions[:, None, :, None] * self.speeds  # (B, 1, T, D)
+        view = angles.cos(), angles.sin(), hidden(positions, past, self.block_size)
+        x, memories = super().mix(x, view, memories)  # one view for all blocks
         return self.norm(x), memories

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import data
 from makemore import IGNORED, LanguageModel
@@ -21,7 +22,7 @@ def mean_loss(model: LanguageModel, groups: list, machine: Machine) -> float:
     """Mean nats over all targets of a list of (tokens, targets); the model should be in eval."""
     total, count = 0.0, 0
     with torch.inference_mode(), machine.autocast():
-        for tokens, targets in groups:
+        for tokens, targets in tqdm(groups, "evaluating", disable=None, leave=False, delay=2):
             counted = int((targets != IGNORED).sum())
             total += counted * model.loss(*to_device((tokens, targets), machine.device)).item()
             count += counted

@@ -39,8 +39,8 @@ class Machine:
         return torch.amp.GradScaler(self.kind, enabled=self.dtype == "float16")
 
     def compile(self, function):
-        """The function, compiled where that was chosen, for shapes that differ between calls."""
-        return torch.compile(function, dynamic=True) if self.compiled else function
+        """The function, compiled where that was chosen; its arguments should keep their shapes."""
+        return torch.compile(function, dynamic=False) if self.compiled else function
 
     def describe(self) -> str:
         if self.kind == "cuda":
@@ -56,19 +56,19 @@ def choose(device: str = "auto", dtype: str = "float32", compile: bool = False) 
 
     ValueError: a device that this machine or this PyTorch has not, or a dtype it cannot do.
     """
-    kind = device.split(":")[0]
-    if kind not in DEVICES:
-        raise ValueError(f"the device {device} is not known; choose one of {', '.join(DEVICES)}.")
+    kind, colon, index = device.partition(":")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdigit())):
+        known = ", ".join(DEVICES)
+        raise ValueError(f"the device {device} is not known; choose one of {known}, or cuda:1.")
     if kind == "auto":
         device = kind = "cuda" if torch.cuda.is_available() else "mps" if mps_available() else "cpu"
     if kind == "cuda":
         count = torch.cuda.device_count()
-        index = device.partition(":")[2]
         if count == 0:
             raise ValueError("there is no CUDA device that this PyTorch can use; try --device=cpu.")
-        if index and not (index.isdigit() and int(index) < count):
+        if index and int(index) >= count:
             raise ValueError(f"there is no {device} here; there are {count}, from cuda:0 on.")
-        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        if dtype == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
             raise ValueError("this GPU has no bfloat16; try --dtype=float16 or --dtype=float32.")
     if kind == "mps" and not mps_available():
         raise ValueError("there is no MPS device here that this PyTorch can use; try --device=cpu.")

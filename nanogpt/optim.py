@@ -14,6 +14,7 @@ def make_optimizers(
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
     hold for them. Weight decay is for matrices alone. Both take the same learning rate.
     """
+    assert kind in OPTIMIZERS
     decayed, muon, rest = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:

@@ -1,0 +1,115 @@
+"""What the tests of whole runs share: tiny data, small models, command lines without a process."""
+
+import itertools
+import sys
+
+import pytest
+import torch
+
+import makemore
+import train
+from data import cli, runs
+
+SYLLABLES = ["ka", "lo", "mi", "re", "su"], ["na", "to", "", "bel"], ["s", "r", "ine"]
+SENTENCES = "the cat sat on the mat.\nthe dog ran to the cat.\nwhere is the mat? 🙂\n"
+SMALL = dict(layers=1, heads=2, width=8, context=3, embed=4, dropout=0.2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """More only cost at these sizes, and bits are compared with those of other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    """The path of a file with 60 lines."""
+    path = tmp_path_factory.mktemp("data") / "words.txt"
+    path.write_text("\n".join(map("".join, itertools.product(*SYLLABLES))), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def passage(tmp_path_factory):
+    """The path of a text that was never parted."""
+    path = tmp_path_factory.mktemp("data") / "passage.txt"
+    path.write_text(10 * SENTENCES, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small():
+    """small(stage, name=value): the flags of a small model, dropout included, and those given."""
+
+    def flags(stage, **given):
+        sizes = {name: SMALL[name] for name in makemore.sizes(stage)} | given
+        return [f"--model={stage}"] + [f"{cli.flag(n)}={v}" for n, v in sizes.items()]
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def start():
+    """start(*flags): what a command line of train.py does, with errors as they are raised."""
+
+    def go(*flags):
+        flags = list(map(str, flags))
+        if any(flag.startswith("--resume") for flag in flags):
+            return train.resume_run(train.make_parser().parse_args(flags))
+        return train.new_run(train.make_parser().parse_args(["--device=cpu", *flags]))
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def lines_run(start, small, words, tmp_path_factory):
+    """The folder of a finished run on lines, some of which are cut. Not to be written to."""
+    run = tmp_path_factory.mktemp("runs") / "lstm-words"
+    flags = ["--lines", "--steps=12", "--batch-size=16", "--eval-every=5", "--block-size=7"]
+    start(*small("lstm"), f"--data={words}", *flags, f"--out={run}")
+    return run
+
+
+@pytest.fixture(scope="session")
+def text_run(start, small, passage, tmp_path_factory):
+    """The folder of a finished run on a text. Not to be written to."""
+    run = tmp_path_factory.mktemp("runs") / "transformer-passage"
+    flags = ["--steps=6", "--batch-size=4", "--eval-every=3", "--block-size=16"]
+    start(*small("transformer"), f"--data={passage}", *flags, f"--out={run}")
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(main, *flags): exit code, stdout and stderr of a command line in this process."""
+
+    def go(main, *flags):
+        monkeypatch.setattr(sys, "argv", ["command.py", *map(str, flags)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.run(main)
+        return left.value.code, *capsys.readouterr()
+
+    return go
+
+
+@pytest.fixture
+def refusal(command):
+    """refusal(main, *flags): the sentence that a command line ends with, and nothing else."""
+
+    def go(main, *flags):
+        code, _, said = command(main, *flags)
+        assert code == 2
+        assert said.startswith("error: ") and said.count("\n") == 1 and len(said) > 20
+        return said
+
+    return go
+
+
+@pytest.fixture
+def no_plot(monkeypatch):
+    """Without the plot, which takes longer than a small run."""
+    monkeypatch.setattr(runs, "plot", lambda run: None)
