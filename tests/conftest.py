@@ -85,6 +85,9 @@ def text_run(start, small, passage, tmp_path_factory):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """command(main, *flags): exit code, stdout and stderr of a command line in this process."""
+    # the device "auto" is the CPU, wherever the tests are run
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
     def go(main, *flags):
         monkeypatch.setattr(sys, "argv", ["command.py", *map(str, flags)])

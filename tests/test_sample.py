@@ -433,6 +433,16 @@ def test_the_command_takes_a_folder_or_a_checkpoint(home, command):
     assert command(sample.main, "--run=runs/lstm-words/last.pt")[0] == 0
 
 
+def test_the_loss_that_is_shown_is_that_of_the_checkpoint(home, command):
+    run = Path("runs/lstm-words")
+    last = runs.load_checkpoint(run / "last.pt")
+    last["progress"] |= {"best_loss": 1.2345, "best_step": last["progress"]["step"] - 5}
+    runs.save_checkpoint(run / "last.pt", last)
+    _, _, said = command(sample.main, f"--run={run}/last.pt", "--num=1")
+    # that of the best would flatter it
+    assert "val loss 1.2345" not in said
+
+
 def test_the_command_shows_what_the_functions_give(home, command):
     model, tokenizer = sample.load_run("runs/lstm-words")
     how = dict(temperature=0.8, top_k=5, top_p=0.9, seed=7)
@@ -539,7 +549,7 @@ def test_an_unseen_character_ends_the_command_in_a_sentence(home, command):
 def test_a_terminal_without_the_characters_is_no_obstacle(home, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    monkeypatch.setattr(sys, "argv", ["sample.py", "--prompt=the 🙂", "--length=20"])
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--prompt=the 🙂", "--device=cpu"])
     with pytest.raises(SystemExit) as left:
         sample.cli.run(sample.main)
     assert left.value.code == 0
@@ -547,7 +557,7 @@ def test_a_terminal_without_the_characters_is_no_obstacle(home, monkeypatch):
 
 
 def test_the_command_as_it_is_run(home):
-    flags = ["--model=transformer", "--prompt=🙂", "--length=30", "--seed=4"]
+    flags = ["--model=transformer", "--prompt=🙂", "--length=30", "--seed=4", "--device=cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, ROOT / "sample.py", *flags], env=env, capture_output=True

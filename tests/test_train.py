@@ -37,6 +37,7 @@ BATCHES = data.batches
 WHOLE = ["--lines", "--steps=10", "--eval-every=4", "--batch-size=16"]
 
 each_stage = pytest.mark.parametrize("stage", makemore.STAGES)
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process there")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9")
 
 
@@ -474,7 +475,7 @@ def test_a_text_resumed_ends_like_never_stopped(
 @pytest.mark.parametrize("settings", [dict(dtype="float16"), dict(optimizer="adamw")])
 def test_other_settings_resumed_end_like_never_stopped(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_SECONDS", -1)
-    settings |= dict(steps=9, eval_every=4)
+    settings = settings | dict(steps=9, eval_every=4)
 
     def steep(model, *batch):  # so that float16 soon has a scale that it does not begin with
         return 64 * model.loss(*batch)
@@ -545,6 +546,7 @@ def net(number):
     signal.signal(number, before)
 
 
+@needs_signals
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_polite_stop_saves_and_says_how_to_go_on(
     number, never_stopped, small, words, at_step, resume_here, command, net, tmp_path
@@ -562,6 +564,18 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(
     ended_alike(tmp_path / "run", never_stopped("lstm"))
 
 
+@needs_signals
+@pytest.mark.parametrize("end, code", [("interrupt", 130), ("nonsense", 1)])
+def test_a_run_that_ends_early_is_plotted(end, code, small, words, at_step, command, monkeypatch):
+    monkeypatch.setattr(runs, "plot", PLOT)
+    if end == "interrupt":
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    flags = ["--lr=3e38"] * (end == "nonsense") + ["--device=cpu", "--out=run"]
+    assert command(train.main, *small("lstm"), f"--data={words}", *WHOLE, *flags)[0] == code
+    assert Path("run/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_signals
 def test_a_second_interrupt_stops_at_once(
     never_stopped, small, words, at_step, resume_here, command, tmp_path
 ):
@@ -579,6 +593,7 @@ def test_a_second_interrupt_stops_at_once(
     ended_alike(tmp_path / "run", never_stopped("bigram"))
 
 
+@needs_signals
 def test_an_interrupt_in_the_last_step_lets_the_run_end(
     never_stopped, small, words, at_step, command, tmp_path
 ):
@@ -601,7 +616,7 @@ def test_batches_go_on_where_they_were(start, small, words, monkeypatch):
     assert asked == [(3, step) for step in range(9)]
 
 
-def test_more_steps_after_the_last(start, small, words, tmp_path):
+def test_more_steps_after_the_last(start, small, words):
     start(*small("gru"), f"--data={words}", *WHOLE, "--steps=4", "--out=run")
     last = runs.load_checkpoint(Path("run/last.pt"))
     last["progress"]["seconds"] = 1000.0
@@ -618,16 +633,14 @@ def test_more_steps_after_the_last(start, small, words, tmp_path):
     start("--resume=run", "--steps=9")  # nothing left to do but to judge
 
 
-def test_a_finished_run_resumed_stays_as_it_is(start, small, words, never_stopped, tmp_path):
+def test_a_finished_run_resumed_stays_as_it_is(start, never_stopped):
     shutil.copytree(never_stopped("bigram"), "run")
     start("--resume=run")
     ended_alike(Path("run"), never_stopped("bigram"))
 
 
 @pytest.mark.parametrize("last", [b"damaged", None])
-def test_gone_on_with_from_its_best(
-    last, never_stopped, start, small, words, at_step, resume_here, tmp_path
-):
+def test_gone_on_with_from_its_best(last, never_stopped, start, small, words, at_step, resume_here):
     at_step(9, crash)
     with pytest.raises(Crash):
         start(*small("gru"), f"--data={words}", *WHOLE, "--out=run")
@@ -643,7 +656,7 @@ def test_gone_on_with_from_its_best(
     "given", ["--lr=0.1", "--seed=0", "--model=gru", "--batch-size=16", "--lines", "--out=x",
               "--data=names", "--compile", "--config=run/config.json", "--eval-every=4"]
 )
-def test_nothing_but_the_steps_can_change(given, never_stopped, refusal, tmp_path):
+def test_nothing_but_the_steps_can_change(given, never_stopped, refusal):
     shutil.copytree(never_stopped("gru"), "run")
     said = refusal(train.main, "--resume=run", given)
     assert given.partition("=")[0] in said and "--steps" in said
@@ -661,7 +674,7 @@ def test_data_that_has_changed_is_refused(start, small, words, refusal, tmp_path
     assert Path("run/last.pt").read_bytes() == before
 
 
-def test_what_cannot_be_gone_on_with_is_refused(never_stopped, refusal, tmp_path):
+def test_what_cannot_be_gone_on_with_is_refused(never_stopped, refusal):
     assert "nowhere" in refusal(train.main, "--resume=nowhere")
     Path("empty").mkdir()
     assert "empty" in refusal(train.main, "--resume=empty")
@@ -717,7 +730,7 @@ def test_a_first_evaluation_made_again_costs_no_patience(tmp_path, monkeypatch):
     assert progress.step == 4  # two evaluations without a better one
 
 
-def test_patience_from_the_command_line(start, small, words, tmp_path):
+def test_patience_from_the_command_line(start, small, words):
     # with such a learning rate it soon gets worse
     flags = ["--steps=60", "--eval-every=1", "--lr=0.5", "--patience=3", "--batch-size=4"]
     start(*small("mlp"), f"--data={words}", "--lines", *flags, "--out=run")
@@ -726,6 +739,16 @@ def test_patience_from_the_command_line(start, small, words, tmp_path):
     assert result["steps"] < 60 and result["steps"] == result["best_step"] + 3
     assert found[result["best_step"]] == min(found.values())
     assert result["val_loss"] == pytest.approx(min(found.values()), rel=1e-6)
+
+
+def test_more_steps_are_not_left_out_in_silence(small, words, command):
+    flags = ["--steps=60", "--eval-every=1", "--lr=0.5", "--patience=2", "--batch-size=4"]
+    command(train.main, *small("mlp"), f"--data={words}", "--lines", *flags, "--out=run")
+    before = json.loads(Path("run/result.json").read_text())["steps"]
+    assert before < 60
+    code, said, _ = command(train.main, "--resume=run", "--steps=90")
+    after = json.loads(Path("run/result.json").read_text())["steps"]
+    assert code == 0 and (after > before or "patience" in said)
 
 
 # A loss that is no number
@@ -757,6 +780,15 @@ def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     with pytest.raises(train.Diverged, match="gradient.*step 4.*lower --lr"):
         drill(run, loss=loss, eval_every=2)
     assert finite(runs.load_checkpoint(run / "last.pt"))
+
+
+def test_float16_without_a_gradient_ends_the_run(tmp_path):
+    # an overflow goes away as the scale comes down; this does not, and no step is ever made
+    def loss(model, *batch):
+        return model.loss(*batch) + (model.embedding.weight[:1] * 0).sum().sqrt()
+
+    with pytest.raises(train.Diverged, match="gradient"):
+        drill(tmp_path / "run", loss=loss, dtype="float16", steps=300, eval_every=100)
 
 
 @pytest.mark.parametrize("at", [2, 3])
@@ -870,7 +902,7 @@ def test_checkpoints_hold_plain_values_and_tensors(name, lines_run):
     json.dumps([checkpoint[part] for part in ("progress", "config", "tokenizer")])
 
 
-def test_nothing_is_overwritten_unasked(start, small, words, refusal, tmp_path):
+def test_nothing_is_overwritten_unasked(start, small, words, refusal):
     flags = [*small("bigram"), f"--data={words}", "--lines", "--steps=2", "--batch-size=4"]
     for _ in range(2):
         start(*flags)
@@ -881,7 +913,7 @@ def test_nothing_is_overwritten_unasked(start, small, words, refusal, tmp_path):
     assert Path("runs/bigram-words/last.pt").read_bytes() == before
 
 
-def test_lines_that_are_cut_are_counted(small, words, command, tmp_path):
+def test_lines_that_are_cut_are_counted(small, words, command):
     lines = words.read_text("utf-8").splitlines()
     flags = [*small("bigram"), f"--data={words}", "--lines", "--steps=1", "--device=cpu"]
     for block in (max(map(len, lines)) + 1, max(map(len, lines)), 5):
@@ -891,7 +923,7 @@ def test_lines_that_are_cut_are_counted(small, words, command, tmp_path):
 
 
 @each_stage
-def test_a_text_is_learned_from(stage, start, small, passage, tmp_path):
+def test_a_text_is_learned_from(stage, start, small, passage):
     start(*small(stage), f"--data={passage}", "--steps=3", "--block-size=16", "--out=run")
     result = json.loads(Path("run/result.json").read_text())
     assert result["steps"] == 3 and result["test_loss"] is None
@@ -899,7 +931,7 @@ def test_a_text_is_learned_from(stage, start, small, passage, tmp_path):
 
 
 @each_stage
-def test_the_recipes_of_a_stage_work(stage, start, words, passage, tmp_path):
+def test_the_recipes_of_a_stage_work(stage, start, words, passage):
     # one step each at the sizes that the bare command takes
     for name, source in (("lines", words), ("text", passage)):
         flags = ["--lines"] * (name == "lines") + ["--steps=1", "--batch-size=1"]
@@ -910,14 +942,14 @@ def test_the_recipes_of_a_stage_work(stage, start, words, passage, tmp_path):
         assert sizes == expected
 
 
-def test_two_lines_are_enough(start, small, tmp_path):
+def test_two_lines_are_enough(start, small):
     Path("two.txt").write_text("ab\ncd\n")
     start(*small("rnn"), "--data=two.txt", "--lines", "--steps=2", "--out=run")
     result = json.loads(Path("run/result.json").read_text())
     assert result["test_loss"] is None and result["bits_per_char"] > 0
 
 
-def test_a_terminal_without_the_characters_is_no_obstacle(start, small, monkeypatch, tmp_path):
+def test_a_terminal_without_the_characters_is_no_obstacle(small, monkeypatch):
     Path("cities.txt").write_text("\n".join(f"Łódź🙂{i}" for i in range(30)), "utf-8")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     flags = [*small("bigram"), "--data=cities.txt", "--lines", "--steps=2", "--out=run"]
@@ -929,7 +961,7 @@ def test_a_terminal_without_the_characters_is_no_obstacle(start, small, monkeypa
     assert set("Łódź🙂") & set(Path("run/samples.txt").read_text("utf-8"))
 
 
-def test_the_command_where_the_encoding_is_not_utf_8(small, tmp_path):
+def test_the_command_where_the_encoding_is_not_utf_8(small):
     Path("cities.txt").write_text("\n".join(f"Łódź🙂{i}" for i in range(30)), "utf-8")
     env = os.environ | {
         "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
@@ -947,7 +979,7 @@ def test_the_command_where_the_encoding_is_not_utf_8(small, tmp_path):
 # Repeating a run
 
 
-def test_a_run_is_repeated_from_its_config(never_stopped, start, tmp_path):
+def test_a_run_is_repeated_from_its_config(never_stopped, start):
     run = never_stopped("transformer")
     start(f"--config={run / 'config.json'}", "--out=again")
     ended_alike(Path("again"), run)
@@ -958,7 +990,7 @@ def test_a_run_is_repeated_from_its_config(never_stopped, start, tmp_path):
     assert losses(Path("other"))[1] != losses(run)[1]
 
 
-def test_a_flag_overrides_the_config(never_stopped, start, tmp_path):
+def test_a_flag_overrides_the_config(never_stopped, start):
     config = never_stopped("transformer") / "config.json"
     start(f"--config={config}", "--width=4", "--heads=1", "--steps=2", "--out=narrow")
     changed = json.loads(Path("narrow/config.json").read_text())
@@ -974,7 +1006,7 @@ def test_a_flag_overrides_the_config(never_stopped, start, tmp_path):
     "change", [None, {"model": "lstn"}, {"steps": "many"}, {"sizes": None}, {"sizes": {"width": 0}},
                {"lr": None}, {"data": 3}, {"dtype": "float8"}, {"optimizer": "sgdd"}]
 )
-def test_a_config_that_cannot_work_is_refused(change, never_stopped, refusal, tmp_path):
+def test_a_config_that_cannot_work_is_refused(change, never_stopped, refusal):
     saved = json.loads((never_stopped("transformer") / "config.json").read_text())
     text = "[]" if change is None else json.dumps(saved | change)
     Path("config.json").write_text(text)
@@ -982,7 +1014,7 @@ def test_a_config_that_cannot_work_is_refused(change, never_stopped, refusal, tm
     assert not Path("run").exists()
 
 
-def test_what_is_no_config_is_refused(refusal, tmp_path):
+def test_what_is_no_config_is_refused(refusal):
     Path("config.json").write_text('{"model": "lstm"')
     for path in ("config.json", "nowhere.json", "."):
         assert path in refusal(train.main, f"--config={path}")
@@ -1049,7 +1081,7 @@ def test_a_text_too_short_for_a_block_is_refused(small, refusal, tmp_path):
 # Machines and disks
 
 
-def test_without_a_compiler_it_goes_on(small, words, command, monkeypatch, tmp_path):
+def test_without_a_compiler_it_goes_on(small, words, command, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda *args, **more: None)
     flags = [*small("bigram"), f"--data={words}", "--lines", "--steps=2", "--device=cpu"]
     code, said, _ = command(train.main, *flags, "--compile", "--out=run")
@@ -1057,7 +1089,7 @@ def test_without_a_compiler_it_goes_on(small, words, command, monkeypatch, tmp_p
     assert Path("run/result.json").exists()
 
 
-def test_compiled_weights_keep_their_names(start, small, words, monkeypatch, tmp_path):
+def test_compiled_weights_keep_their_names(start, small, words, monkeypatch):
     # whatever is compiled, what is saved can be read by a model that is not
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend="eager", dynamic=True))
