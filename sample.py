@@ -29,21 +29,23 @@ def load_run(path: str | Path) -> tuple[makemore.LanguageModel, data.CharTokeniz
 
 
 def restore(checkpoint: dict) -> tuple[makemore.LanguageModel, data.CharTokenizer]:
-    """The model and the tokenizer in a checkpoint that is loaded."""
-    config = checkpoint["config"]
-    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
-    model = makemore.build(
-        config["model"], tokenizer.vocab_size, config["block_size"], **config["sizes"]
-    )
-    model.load_state_dict(checkpoint["model"])
+    """The model and the tokenizer in a checkpoint that is loaded. ValueError: another version's."""
+    try:
+        config = checkpoint["config"]
+        tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
+        sizes = (tokenizer.vocab_size, config["block_size"])
+        model = makemore.build(config["model"], *sizes, **config["sizes"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint is of another version ({error}).") from None
     return model.eval(), tokenizer
 
 
-def draw(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """A token for each row of logits (B, V), (B,). chance (B,) in [0, 1) decides which.
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which.
 
     temperature 0 takes the likeliest. top_k > 0 keeps the k likeliest; top_p < 1 the smallest set
-    of likeliest tokens whose probabilities reach it (Holtzman et al. 2020).
+    of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both keep.
     """
     if temperature == 0:
         return logits.argmax(1)
@@ -59,7 +61,7 @@ def draw(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p: 
         probabilities = torch.zeros_like(probabilities).scatter(1, tokens, ordered)
     reached = probabilities.cumsum(1)
     # the first token at which the sum passes the drawn share: never one of probability 0
-    drawn = torch.searchsorted(reached, chance[:, None] * reached[:, -1:], right=True)
+    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
     return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
 
 
@@ -84,7 +86,8 @@ def generate(
     """
     assert all(prompts) and length >= 0
     device = next(model.parameters()).device
-    chances = torch.from_numpy(np.stack([chances_of(seed, i, length) for i in range(len(prompts))]))
+    uniforms = np.stack([uniforms_of(seed, sample, length) for sample in range(len(prompts))])
+    uniforms = torch.from_numpy(uniforms)
     banned = torch.zeros(model.vocab_size)
     banned[list(never)] = -torch.inf
     was_training = model.training
@@ -95,7 +98,7 @@ def generate(
         going = torch.arange(len(prompts))
         for step in range(length):
             last = logits[:, -1].float().cpu() + banned
-            drawn = draw(last, chances[going, step], temperature, top_k, top_p)
+            drawn = draw(last, uniforms[going, step], temperature, top_k, top_p)
             yield from zip(going.tolist(), drawn.tolist())
             if stop is not None and (ended := drawn == stop).any():
                 rows = (~ended).nonzero()[:, 0]
@@ -108,7 +111,7 @@ def generate(
         model.train(was_training)
 
 
-def chances_of(seed: int, sample: int, length: int) -> np.ndarray:
+def uniforms_of(seed: int, sample: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, sample])).random(length)
 
 
@@ -252,8 +255,8 @@ def main() -> None:
     config = checkpoint["config"]
     model, tokenizer = restore(checkpoint)
     device = choose(args.device).device
-    loss = checkpoint["progress"]["best_loss"]
-    about = f"{run}: {config['model']} on {config['data']}, val loss {loss:.4f}"
+    loss = checkpoint["progress"].get("val_loss", math.nan)
+    about = f"{run}: {config['model']} on {config['data']}, val loss {loss:.4f} when last evaluated"
     print(f"{about}; seed {args.seed}", file=sys.stderr, flush=True)
     num, length = defaults(config["kind"], config["block_size"])
     num, length = args.num or num, args.length or length
@@ -264,7 +267,8 @@ def main() -> None:
     lines = config["kind"] == "lines"
     training = training_lines(config) if lines else None
     if lines and not training:
-        print(f"note: {config['data']} is gone or has changed, so no line is marked as known")
+        gone = f"note: {config['data']} is gone or has changed, so no line is marked as known"
+        print(gone, file=sys.stderr)
     print_samples(samples, num, lines, training)
 
 
@@ -273,7 +277,7 @@ def check(args: argparse.Namespace) -> None:
     for name, least in (("num", 1), ("length", 1), ("top_k", 0), ("seed", 0), ("temperature", 0)):
         value = getattr(args, name)
         if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{flag(name)} must be at least {least}, not {value}.")
+            raise ValueError(f"{flag(name)} must be a number of at least {least}, not {value}.")
     if not 0 < args.top_p <= 1:
         raise ValueError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
 

@@ -5,16 +5,15 @@ of (seed, step) alone, so a run that is stopped at any moment and resumed ends b
 run that never stopped ends.
 """
 
-import json
 import math
+import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_origin
 
 import numpy as np
 import torch
@@ -25,57 +24,14 @@ import data
 import makemore
 import sample
 from data import cli, runs
-from data.cli import add, flag
-from makemore.recipes import RECIPES
-from nanogpt.evaluate import judge, mean_loss, to_device
-from nanogpt.machine import DEVICES, DTYPES, Machine, choose
-from nanogpt.optim import OPTIMIZERS, make_optimizers
+from data.cli import flag
+from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
+from nanogpt.machine import Machine, choose
+from nanogpt.optim import make_optimizers
+from nanogpt.settings import Config, make_parser, read_config, restore_config, settle
 
 FINAL_LR = 0.01  # of the peak, where the decay ends
 SAVE_SECONDS = 60  # a crash costs at most this much of a run
-
-
-@dataclass
-class Config:
-    """Every setting of a run. A step is a step of the optimizer."""
-
-    model: str
-    data: str
-    lines: bool
-    sizes: dict[str, int | float]  # of the model, under the names of its __init__
-    block_size: int
-    steps: int
-    batch_size: int
-    lr: float  # at its peak, after the warm-up
-    warmup: int
-    optimizer: str
-    weight_decay: float
-    clip: float  # the largest norm of the gradient; 0 is off
-    eval_every: int
-    patience: int  # end after so many evaluations without a better one; 0 is off
-    seed: int
-    device: str
-    dtype: str
-    compile: bool
-
-    def check(self) -> None:
-        """ValueError for a setting that cannot work."""
-        for field in fields(self):
-            kind, value = get_origin(field.type) or field.type, getattr(self, field.name)
-            if not isinstance(value, (int, float) if kind is float else kind):
-                raise ValueError(f"{flag(field.name)} must be of {kind.__name__}, not {value!r}.")
-        for name in ("steps", "batch_size", "block_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
-        for name in ("warmup", "weight_decay", "clip", "patience", "seed"):
-            if not 0 <= getattr(self, name) < 2**63:
-                value = getattr(self, name)
-                raise ValueError(f"{flag(name)} must be at least 0 and below 2**63, not {value}.")
-        for name, known in (("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{flag(name)} must be one of {', '.join(known)}.")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
 
 
 @dataclass
@@ -86,6 +42,7 @@ class Progress:
     tokens: int = 0  # targets learned from
     seconds: float = 0.0
     training_seconds: float = 0.0  # without evaluating and saving
+    val_loss: float = math.inf  # the latest
     best_loss: float = math.inf
     best_step: int = 0
     since_best: int = 0  # evaluations
@@ -101,7 +58,7 @@ class Stopped(Exception):
     """The user asked to stop, and all is saved."""
 
 
-def learning_rate(step: int, config: Config) -> float:
+def lr_factor(step: int, config: Config) -> float:
     """The share of the peak at step 0, 1, ...: never 0, up to 1, then a cosine down to FINAL_LR."""
     if step < config.warmup:
         return (step + 1) / (config.warmup + 1)
@@ -141,6 +98,8 @@ def train(
     saved = time.monotonic()
 
     def save(*names: str) -> None:
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise Diverged(diverged_message("a weight is not finite", progress.step, config, run))
         progress.seconds = time.monotonic() - began
         state = {
             "model": model.state_dict(),
@@ -156,7 +115,9 @@ def train(
         val_loss = evaluate()
         model.train()
         if not math.isfinite(val_loss):
-            raise Diverged(diverged_message(val_loss, progress.step, config, run))
+            what = f"the validation loss is {val_loss}"
+            raise Diverged(diverged_message(what, progress.step, config, run))
+        progress.val_loss = val_loss
         progress.since_best += 1
         if val_loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.since_best = val_loss, progress.step, 0
@@ -164,7 +125,7 @@ def train(
             "step": progress.step,
             "train_loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             "val_loss": val_loss,
-            "lr": config.lr * learning_rate(progress.step, config),
+            "lr": config.lr * lr_factor(progress.step, config),
             "tokens": progress.tokens,
             "seconds": round(time.monotonic() - began, 3),
             "tokens_per_second": speed(progress),
@@ -179,11 +140,11 @@ def train(
         if not resume:
             validate()
         model.train()
-        while progress.step < config.steps and not worn_out(progress, config):
+        while progress.step < config.steps and not out_of_patience(progress, config):
             started = time.monotonic()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * learning_rate(progress.step, config)
+                    group["lr"] = config.lr * lr_factor(progress.step, config)
             torch.manual_seed(dropout_seed(config.seed, progress.step))
             batch = batches(config.seed, progress.step)
             with machine.autocast():
@@ -193,9 +154,11 @@ def train(
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
             value, finite = nats.item(), math.isfinite(norm)
-            # under float16 a gradient may overflow: that step is left out, the scale lowered
-            if not math.isfinite(value) or not (finite or scaler.is_enabled()):
-                raise Diverged(diverged_message(value, progress.step + 1, config, run))
+            # under float16 a gradient may overflow: that step is left out, and the scale halved
+            overflow = scaler.is_enabled() and scaler.get_scale() >= 1
+            if not math.isfinite(value) or not (finite or overflow):
+                what = f"the loss is {value}, the norm of its gradient {norm.item()},"
+                raise Diverged(diverged_message(what, progress.step + 1, config, run))
             for optimizer in optimizers:
                 if finite:
                     scaler.step(optimizer)
@@ -221,7 +184,7 @@ def train(
     return progress
 
 
-def worn_out(progress: Progress, config: Config) -> bool:
+def out_of_patience(progress: Progress, config: Config) -> bool:
     """Whether patience has run out."""
     return 0 < config.patience <= progress.since_best
 
@@ -240,10 +203,10 @@ def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machin
     """Judge the best checkpoint, and put result.json and its samples into the run folder."""
     model.load_state_dict(runs.load_checkpoint(run / "best.pt")["model"])
     model.eval()
-    measured = judge(model, tokenizer, dataset, config.block_size, machine)
+    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine)
     result = {
         "model": config.model,
-        "data": config.data,
+        "data": dataset.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": progress.step,
         "best_step": progress.best_step,
@@ -259,22 +222,21 @@ def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machin
     num, length = sample.defaults(dataset.kind, config.block_size)
     texts = sample.texts(model, tokenizer, "", num, length, dataset.separated)
     report = sample.report(texts, training)
+    runs.write_json(run / "result.json", result)
     runs.write(run / "samples.txt", report)
     runs.plot(run)
-    runs.write_json(run / "result.json", result)
     losses = [(split, measured[f"{split}_loss"]) for split in ("train", "val", "test")]
     said = ", ".join(f"{split} {loss:.4f}" for split, loss in losses if loss is not None)
     print(f"loss of the best checkpoint (step {progress.best_step}): {said} nats per token")
-    print(f"that is {measured['bits_per_char']:.3f} bits per character\n\n{report}")
+    judged = "val" if measured["test_loss"] is None else "test"
+    print(f"bits per character on {judged}: {measured['bits_per_char']:.3f}\n\n{report}")
     print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
 
 
-def diverged_message(value: float, step: int, config: Config, run: Path) -> str:
-    what = "gradient is not finite" if math.isfinite(value) else f"loss is {value}"
-    return (
-        f"the {what} at step {step}; a lower --lr than {config.lr:g} may help. "
-        f"The last good checkpoint is kept: {run / 'last.pt'}."
-    )
+def diverged_message(what: str, step: int, config: Config, run: Path) -> str:
+    kept = f" The last good checkpoint is kept: {run / 'last.pt'}." if runs.present(run) else ""
+    again = f"python train.py --config={run / 'config.json'} --lr={config.lr / 3:.2g}"
+    return f"{what} at step {step}.{kept} Try again with a lower --lr: {again}"
 
 
 def evaluation_line(line: dict, config: Config) -> str:
@@ -286,95 +248,25 @@ def evaluation_line(line: dict, config: Config) -> str:
     )
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(prog="train.py", description=__doc__.split("\n")[0])
-    group = parser.add_argument_group("what to train, and on what")
-    add(group, "model", "the stage (default transformer)", str, choices=list(makemore.STAGES))
-    sets = ", ".join(data.SETS)
-    text = f"{sets}, a text file, or a folder with train.txt (default names)"
-    add(group, "data", text, str, metavar="DATA")
-    add(group, "lines", "every line is an item of its own", bool)
-    group = parser.add_argument_group("size of the model (default: the stage's own)")
-    add(group, "layers", "layers, one on the other")
-    add(group, "heads", "attention heads; they must divide the width")
-    add(group, "width", "features of a token between the layers")
-    add(group, "context", "tokens that the mlp sees, the current one included")
-    add(group, "embed", "features of a token before the mlp's layer")
-    add(group, "dropout", "share of the features that training leaves out", float)
-    add(group, "block_size", "tokens of context (default: the longest line, or 64 of a text)")
-    group = parser.add_argument_group("training (default: the stage's recipe)")
-    add(group, "steps", "steps of the optimizer")
-    add(group, "batch_size", "rows a step: lines, or windows of the block size")
-    add(group, "lr", "learning rate at its peak", float)
-    add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
-    add(group, "optimizer", "muon for the layers' matrices, or adamw for all (default muon)", str,
-        choices=OPTIMIZERS)
-    add(group, "weight_decay", "of matrices (default 0)", float)
-    add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
-    add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
-    add(group, "patience", "evaluations without a better one before the end, 0: any (default 5)")
-    add(group, "seed", "of first weights, order of the data and dropout (default 0)")
-    group = parser.add_argument_group("machine")
-    text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
-    add(group, "device", text, str, metavar="DEVICE")
-    add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
-    add(group, "compile", "torch.compile: faster steps after a slow start", bool)
-    group = parser.add_argument_group("run")
-    add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
-    add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
-    add(group, "config", "repeat a run from its config.json; other flags override it", Path)
-    return parser
-
-
-def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) -> Config:
-    """All settings: those given, else of the config.json to repeat, else of the stage's recipe.
-
-    ValueError: a flag that the stage does not use, or a value that cannot work.
-    """
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    stage = given.get("model", repeated.get("model", "transformer"))
-    recipe = RECIPES[dataset.kind][stage]
-    sizes = makemore.sizes(stage)
-    for name in {"layers", "heads", "width", "context", "embed", "dropout"} - sizes.keys():
-        if name in given:
-            takes = ", ".join(map(flag, sizes)) or "no sizes"
-            raise ValueError(f"the stage {stage} has no {flag(name)}; it takes {takes}.")
-    chosen = recipe | (repeated["sizes"] if repeated.get("model") == stage else {}) | given
-    steps = (recipe | repeated | given)["steps"]
-    defaults = dict(
-        lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
-        optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
-        seed=0, device="auto", dtype="float32", compile=False,
-    )
-    settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
-    settings["sizes"] = {name: chosen.get(name, default) for name, default in sizes.items()}
-    config = Config(**{field.name: settings[field.name] for field in fields(Config)})
-    config.check()
-    return config
-
-
 def batches_of(dataset: data.Dataset, tokenizer, config: Config, machine: Machine):
     sizes = (config.block_size, config.batch_size)
     return data.batches(dataset, tokenizer, *sizes, one_shape=machine.compiled)
 
 
-def read_config(path: Path) -> dict:
-    """The settings in a config.json. ValueError: it is none."""
-    try:
-        saved = json.loads(path.read_text("utf-8"))
-        config = Config(**{field.name: saved[field.name] for field in fields(Config)})
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is not the config.json of a run.") from None
-    makemore.sizes(config.model)
-    config.check()
-    return asdict(config)
-
-
 def new_run(args: Namespace) -> None:
     repeated = read_config(args.config) if args.config else {}
-    source = args.data or repeated.get("data", "names")
-    dataset = data.load(source, args.lines or repeated.get("lines", False))
+    if args.data is None:
+        source, lines = repeated.get("data", "names"), repeated.get("lines", False)
+    else:
+        source, lines = args.data, False
+        repeated["lines"] = False
+    dataset = data.load(source, args.lines or lines)
+    if source not in data.SETS:
+        source = str(Path(source).expanduser().resolve())  # so that it is found from anywhere
     config = settle(args, source, dataset, repeated)
+    fingerprint = runs.fingerprint(dataset.splits)
+    if args.data is None and repeated.get("fingerprint", fingerprint) != fingerprint:
+        print(f"note: {source} has changed since {args.config} was written.")
     machine = choose(config.device, config.dtype, config.compile)
     tokenizer = data.CharTokenizer.train(text for part in dataset.splits.values() for text in part)
     torch.manual_seed(config.seed)
@@ -384,7 +276,7 @@ def new_run(args: Namespace) -> None:
     run = runs.make_run(path, exactly=args.out is not None)
     seen = {"kind": dataset.kind, "separated": dataset.separated}
     about = {
-        "config": asdict(config) | seen | {"fingerprint": runs.fingerprint(dataset.splits)},
+        "config": asdict(config) | seen | {"fingerprint": fingerprint},
         "tokenizer": tokenizer.to_dict(),
     }
     carry_out(model, tokenizer, dataset, batches, config, machine, run, about)
@@ -392,16 +284,17 @@ def new_run(args: Namespace) -> None:
 
 def resume_run(args: Namespace) -> None:
     given = {name for name, value in vars(args).items() if value is not None}
-    for name in sorted(given - {"resume", "steps"}):
-        raise ValueError(f"{flag(name)} cannot change in a run that is resumed; only --steps can.")
+    if fixed := sorted(given - {"resume", "steps"}):
+        what = ", ".join(map(flag, fixed))
+        raise ValueError(f"{what} cannot change in a run that is resumed; only --steps can.")
     run = args.resume if args.resume.is_dir() else args.resume.parent
     path = run / "last.pt" if args.resume == run and (run / "last.pt").exists() else args.resume
     checkpoint = runs.load_checkpoint(path)
     about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
     if args.steps is not None:
         about["config"]["steps"] = args.steps
-    config = Config(**{field.name: about["config"][field.name] for field in fields(Config)})
-    config.check()
+        checkpoint["progress"]["since_best"] = 0  # new steps, new patience
+    config = restore_config(about["config"])
     step = checkpoint["progress"]["step"]
     if config.steps < step:
         raise ValueError(f"{run} has made {step} steps, so --steps={config.steps} is too few.")
@@ -411,6 +304,13 @@ def resume_run(args: Namespace) -> None:
     machine = choose(config.device, config.dtype, config.compile)
     model, tokenizer = sample.restore(checkpoint)
     batches = batches_of(dataset, tokenizer, config, machine)
+    try:
+        runs.load_checkpoint(run / "best.pt")
+    except ValueError:
+        print("note: best.pt is missing or damaged; the best from here on takes its place.")
+        checkpoint["progress"]["best_loss"] = math.inf
+    runs.sweep(run)
+    (run / "result.json").unlink(missing_ok=True)  # it speaks of other weights from now on
     runs.cut_metrics(run, step)
     print(f"going on at step {step}")
     carry_out(model, tokenizer, dataset, batches, config, machine, run, about, checkpoint)
@@ -436,9 +336,13 @@ def carry_out(
         print(f"note: {note}")
     model.to(machine.device)
     groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
+
+    def evaluate() -> float:
+        return mean_loss(model, groups, machine)[0]
+
     try:
         progress = train(
-            model, batches, model.loss, config, evaluate=lambda: mean_loss(model, groups, machine),
+            model, batches, model.loss, config, evaluate=evaluate,
             machine=machine, run=run, about=about, resume=checkpoint,
         )
         finish(model, tokenizer, dataset, config, run, machine, progress)
@@ -448,11 +352,15 @@ def carry_out(
         if isinstance(error, Diverged):
             raise
         said = str(error) or "stopped at once; what was saved before is kept."
+        if not runs.present(run):
+            raise Stopped("stopped before anything was saved.") from None
         raise Stopped(f"{said} Go on with: python train.py --resume={run}") from None
 
 
 def main() -> int:
     args = make_parser().parse_args()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("training runs in one process so far; start it with python, not torchrun.")
     try:
         (resume_run if args.resume else new_run)(args)
     except Stopped as stopped:

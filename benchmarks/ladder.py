@@ -1,12 +1,12 @@
 """The ladder on makemore's names: test loss, parameters and time of each stage's bare run.
 
-    python -m benchmarks.ladder FOLDER [--makemore CLONE]
+    python -m benchmarks.ladder [--makemore CLONE]
 
-FOLDER holds train.txt and test.txt, makemore's own split of its names.txt. Nothing is chosen on
-test: a run validates on a slice of train. Each run is a process of its own, timed from start to
-end. With --makemore, the stages that makemore has are run beside ours with its defaults for 10,000
-steps, on the same split, which its default seed makes of its names.txt. makemore keeps the
-checkpoint that is best on test, ours the one that is best on validation.
+The names and the split are makemore's: its names.txt (the set usnames), parted as its default seed
+does. Nothing is chosen on test: a run validates on a slice of train. Each run is a process of its
+own, timed from start to end. With --makemore, the stages that makemore has are run beside ours with
+its defaults for 10,000 steps. makemore keeps the checkpoint that is best on test, ours the one that
+is best on validation.
 """
 
 import datetime
@@ -18,10 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 import data
 import makemore
 from benchmarks import makemore_peer
 from data import cli, runs
+from data.files import decode, fetch
+from data.sets import as_lines
 from nanogpt.evaluate import mean_loss
 from nanogpt.machine import choose
 from sample import load_run
@@ -39,11 +43,22 @@ def timed(command: list[str]) -> float:
     return time.monotonic() - began
 
 
+def makemore_split(folder: Path) -> Path:
+    """Write train.txt and test.txt as makemore parts its names by default; the folder."""
+    names = as_lines(decode(fetch("usnames"), "usnames"))
+    torch.manual_seed(makemore_peer.SPLIT_SEED)
+    mixed = [names[i] for i in torch.randperm(len(names)).tolist()]
+    folder.mkdir(parents=True)
+    for name, lines in (("train.txt", mixed[:-1000]), ("test.txt", mixed[-1000:])):
+        runs.write(folder / name, "\n".join(lines) + "\n")
+    return folder
+
+
 def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) -> dict:
     """A bare default run."""
     run = scratch / f"{stage}-{seed}"
     script = [sys.executable, "train.py", f"--model={stage}", f"--data={folder}", "--lines"]
-    seconds = timed([*script, f"--seed={seed}", f"--out={run}"])
+    seconds = timed([*script, "--device=cpu", f"--seed={seed}", f"--out={run}"])
     result = json.loads((run / "result.json").read_text("utf-8"))
     model, tokenizer = load_run(run)
     batches = data.LineBatches([tokenizer.encode(line) for line in unseen], 10**6, 1)
@@ -54,7 +69,7 @@ def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) 
         "parameters": result["parameters"],
         "val_loss": result["val_loss"],
         "test_loss": result["test_loss"],
-        "unseen_loss": mean_loss(model, groups, choose("cpu")),
+        "unseen_loss": mean_loss(model, groups, choose("cpu"))[0],
         "seconds": seconds,
     }
 
@@ -76,6 +91,12 @@ def theirs(stage: str, clone: Path, test: list[str], unseen: list[str], scratch:
     }
 
 
+def key(row: dict) -> tuple:
+    """What a row is about, in the order of the table: ours before makemore's."""
+    stage = row["stage"].split()[-1]
+    return list(makemore.STAGES).index(stage), row["stage"] != stage, row["seed"]
+
+
 def spread(values: list[float], digits: int = 4) -> str:
     middle = f"{statistics.mean(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ±{statistics.stdev(values):.{digits}f}"
@@ -90,7 +111,7 @@ def table(rows: list[dict]) -> str:
     for stage in dict.fromkeys(row["stage"] for row in rows):
         group = [row for row in rows if row["stage"] == stage]
         cells = [
-            stage,
+            stage if stage in makemore.STAGES else f"*{stage}*",
             f"{group[0]['parameters']:,}",
             spread([row["test_loss"] for row in group]),
             spread([row["unseen_loss"] for row in group]),
@@ -102,39 +123,33 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.ladder", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="train.txt and test.txt of makemore's split")
     parser.add_argument("--makemore", type=Path, metavar="CLONE", help="to run beside ours")
     parser.add_argument("--stages", nargs="+", choices=list(makemore.STAGES), metavar="STAGE",
-                        default=list(makemore.STAGES), help="default all")
+                        default=list(makemore.STAGES), help="default all; others stay as they are")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                         help="default 0 1 2")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/ladder.json",
                         metavar="FILE", help="default benchmarks/results/ladder.json")
     args = parser.parse_args()
-    folder = args.folder.resolve()
-    splits = data.load(str(folder), lines=True).splits
-    if not splits["test"]:
-        raise ValueError(f"{folder} has no test.txt.")
-    known = set(splits["train"]) | set(splits["val"])
-    unseen = [line for line in splits["test"] if line not in known]
-    rows = []
+    rows = json.loads(args.out.read_text("utf-8"))["rows"] if args.out.exists() else []
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    when = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
     with tempfile.TemporaryDirectory() as scratch:
+        folder = makemore_split(Path(scratch, "usnames_makemore"))
+        splits = data.load(str(folder), lines=True).splits
+        known = set(splits["train"]) | set(splits["val"])
+        unseen = [line for line in splits["test"] if line not in known]
         for stage in args.stages:
             jobs = [(ours, (stage, seed, folder, unseen, Path(scratch))) for seed in args.seeds]
             if args.makemore and stage in PEER_STAGES:
                 peer = (stage, args.makemore, splits["test"], unseen, Path(scratch))
                 jobs.append((theirs, peer))
             for job, arguments in jobs:
-                rows.append(job(*arguments))
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "test_names": len(splits["test"]),
-        "unseen_names": len(unseen),
-        "environment": runs.environment(),
-        "rows": rows,
-    }
-    runs.write_json(args.out, result)
+                row = job(*arguments) | when
+                rows = [old for old in rows if key(old) != key(row)] + [row]
+                runs.write_json(args.out, {"rows": sorted(rows, key=key)})
+                print(json.dumps(row), file=sys.stderr, flush=True)
+    rows.sort(key=key)
     print(table(rows))
 
 

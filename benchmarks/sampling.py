@@ -1,13 +1,13 @@
 """Sampling names from the transformer: characters per second, ours beside makemore's.
 
-    python -m benchmarks.sampling FOLDER --makemore CLONE
+    python -m benchmarks.sampling --makemore CLONE
 
-FOLDER holds train.txt and test.txt of makemore's names. Both models have their default sizes and
-are first trained for 500 steps, so that they write names of natural length. Then they take turns,
-round by round, in one process: batches of 1 and of 100 names, with the generate() that each
-project's own command line uses. Characters are those delivered, the end of a name counted as one;
-makemore draws a fixed number for every name and throws away what follows its end. "drawn" counts
-those too: it is the speed of the step alone, measured with ours not stopping at the end either.
+The names and the split are makemore's, as in benchmarks.ladder. Both models have their default
+sizes and are first trained for 500 steps, so that they write names of natural length. Then they
+take turns, round by round, in one process: batches of 1 and of 100 names, with the generate() that
+each project's own command line uses. Characters are those delivered, the end of a name counted as
+one; makemore draws a fixed number for every name and throws away what follows its end. "drawn"
+counts those too: it is the speed of the step alone, with ours not stopping at the end either.
 """
 
 import datetime
@@ -23,7 +23,7 @@ import torch
 
 import data
 from benchmarks import makemore_peer
-from benchmarks.ladder import ROOT, timed
+from benchmarks.ladder import ROOT, makemore_split, timed
 from data import cli, runs
 from sample import generate, load_run
 
@@ -66,16 +66,17 @@ def turns(jobs: list[Callable[[int], int]], rounds: int) -> list[list[float]]:
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.sampling", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="train.txt and test.txt of makemore's split")
     parser.add_argument("--makemore", type=Path, required=True, metavar="CLONE", help="a clone")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sampling.json",
                         metavar="FILE", help="default benchmarks/results/sampling.json")
     args = parser.parse_args()
-    clone, folder = args.makemore.resolve(), args.folder.resolve()
+    clone = args.makemore.resolve()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["--steps=500", f"--data={folder}", "--lines", f"--out={scratch}/ours"]
-        timed([sys.executable, "train.py", *options])
+        folder = makemore_split(Path(scratch, "usnames_makemore"))
+        options = ["--steps=500", "--device=cpu", "--lines", f"--out={scratch}/ours"]
+        timed([sys.executable, "train.py", f"--data={folder}", *options])
         options = ["-i", str(clone / "names.txt"), "-o", f"{scratch}/theirs", "--max-steps=501"]
         timed([sys.executable, "-m", "benchmarks.makemore_peer", str(clone), *options])
         model, _ = load_run(f"{scratch}/ours")

@@ -1,7 +1,8 @@
 """Texts to batches of token ids: pure functions of (seed, step), so that a run can be resumed.
 
-tokens (B, T) int64 are the inputs and targets (B, T) int64 the tokens that follow them; a target
-of -1 is not counted.
+A batch is (tokens, targets), or (tokens, targets, segments) where a row may hold several documents,
+each (B, T) int64: the inputs, the tokens that follow them, and which document an input belongs
+to. A target of -1 is not counted.
 """
 
 from functools import lru_cache
@@ -71,15 +72,19 @@ class TextBatches:
     """Batches of windows of block_size tokens that do not overlap within an epoch.
 
     Every epoch cuts the text anew from a random phase, so that windows begin anywhere in time.
+    separated: documents begin with END, and batches have segments.
     """
 
-    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int):
+    def __init__(
+        self, ids: np.ndarray, block_size: int, batch_size: int, separated: bool = False
+    ):
         assert block_size > 0 and batch_size > 0
         if len(ids) < block_size + 1:
             raise ValueError(f"the text has {len(ids)} tokens, too few for a window of block size "
                              f"{block_size} and its last target; lower the block size to at "
                              f"most {max(len(ids) - 1, 1)}, or give a longer text")
         self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
+        self.separated = separated
         # All epochs have as many windows; the phases are at least block_size where the text is
         # long enough, and so many that the latest window ends with the text.
         self.windows = max(1, (len(ids) - block_size) // block_size)
@@ -90,19 +95,24 @@ class TextBatches:
         # The third number keeps this draw apart from the one in order().
         return int(np.random.Generator(np.random.PCG64([seed, epoch, 1])).integers(self.phases))
 
-    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """tokens, targets (batch_size, block_size) of a step."""
+    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
+        """tokens, targets and perhaps segments (batch_size, block_size) of a step."""
         epochs, chosen = items(seed, step, self.batch_size, self.windows)
         first, last = int(epochs[0]), int(epochs[-1])
         phases = np.array([self.phase(seed, epoch) for epoch in range(first, last + 1)])
         starts = phases[epochs - first] + chosen * self.block_size
-        return windows(self.ids, starts, self.block_size)
+        return windows(self.ids, starts, self.block_size, self.separated)
 
 
-def windows(ids: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens, targets (B, length) of the windows of ids that begin at starts (B,)."""
+def windows(
+    ids: np.ndarray, starts: np.ndarray, length: int, separated: bool
+) -> tuple[np.ndarray, ...]:
+    """tokens, targets and, if separated, segments (B, length) of the windows at starts (B,)."""
     at = starts[:, None] + np.arange(length)
-    return ids[at].astype(np.int64), ids[at + 1].astype(np.int64)
+    tokens, targets = ids[at].astype(np.int64), ids[at + 1].astype(np.int64)
+    if not separated:
+        return tokens, targets
+    return tokens, targets, np.cumsum(tokens == END, axis=1)
 
 
 def split_ids(dataset: Dataset, tokenizer, split: str) -> np.ndarray:
@@ -123,16 +133,17 @@ def batches(
     split: str = "train",
     one_shape: bool = False,
 ):
-    """The training batches of a split: called with (seed, step), gives (tokens, targets)."""
+    """The training batches of a split, a function of (seed, step)."""
     if dataset.kind == "lines":
         lines = [tokenizer.encode(line) for line in dataset.splits[split]]
         return LineBatches(lines, block_size, batch_size, one_shape)
-    return TextBatches(split_ids(dataset, tokenizer, split), block_size, batch_size)
+    ids = split_ids(dataset, tokenizer, split)
+    return TextBatches(ids, block_size, batch_size, dataset.separated)
 
 
 def evaluation_batches(dataset: Dataset, tokenizer, split: str, block_size: int,
-                       tokens_per_batch: int = 8192) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A list of (tokens, targets) that covers a split once; an empty split gives none.
+                       tokens_per_batch: int = 8192) -> list[tuple[np.ndarray, ...]]:
+    """A list of batches that covers a split once; an empty split gives none.
 
     Lines are cut at block_size and batched by length, so that little is padding. Text is cut
     into windows of block_size from its start, the last one shorter in a batch of its own.
@@ -151,8 +162,9 @@ def evaluation_batches(dataset: Dataset, tokenizer, split: str, block_size: int,
     ids = split_ids(dataset, tokenizer, split)
     full, rest = divmod(len(ids) - 1, block_size)
     starts, rows = np.arange(full) * block_size, max(1, tokens_per_batch // block_size)
-    groups = [windows(ids, starts[i:i + rows], block_size) for i in range(0, full, rows)]
-    return groups + ([windows(ids, np.array([full * block_size]), rest)] if rest else [])
+    cuts = [(starts[i:i + rows], block_size) for i in range(0, full, rows)]
+    cuts += [(np.array([full * block_size]), rest)] if rest else []
+    return [windows(ids, begin, length, dataset.separated) for begin, length in cuts]
 
 
 def characters(dataset: Dataset, split: str, block_size: int | None = None) -> int:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+NO_MEMORY = "out of memory|can't allocate memory"  # as PyTorch says it, on a GPU and a CPU
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """' Did you mean X?' with the choice most like the word, or '' where none is like it."""
@@ -60,15 +62,21 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command. A ValueError or OSError is the user's to mend: a sentence, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without a character shows ? for it
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         sys.stdout = None
-        code = 0
+        code = 141  # what a shell says of a program that ends so
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        advice = "lower --batch-size, --block-size, --width, --layers or --num"
+        print(f"error: out of memory; {advice}.", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)

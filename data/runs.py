@@ -116,11 +116,19 @@ def write_json(path: Path, value: dict) -> None:
     write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def sweep(run: Path) -> None:
+    """Remove what a process that was killed in the middle of `write` left behind."""
+    for temporary in run.glob(".*.part"):
+        temporary.unlink()
+
+
 def append_metrics(run: Path, line: dict) -> None:
     path = run / "metrics.jsonl"
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror}.") from error
 
@@ -139,11 +147,10 @@ def read_metrics(run: Path, until: int | None = None) -> list[dict]:
     return lines
 
 
-def cut_metrics(run: Path, step: int) -> list[dict]:
-    """Take back the evaluations after step, which a resumed run makes again. Returns the rest."""
+def cut_metrics(run: Path, step: int) -> None:
+    """Take back the evaluations after step, which a resumed run makes again."""
     lines = read_metrics(run, until=step)
     write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -183,6 +190,8 @@ def load_checkpoint(path: Path) -> dict:
 def _read(path: Path) -> dict | None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception:  # what a damaged pickle makes torch.load raise knows no bounds
         return None
     return checkpoint if isinstance(checkpoint, dict) and "format" in checkpoint else None
@@ -190,15 +199,13 @@ def _read(path: Path) -> dict | None:
 
 def plot(run: Path) -> None:
     """Draw metrics.jsonl, if there is an evaluation in it, as loss.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # needs no screen
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # slow to import, and not pyplot: that wants a screen
 
     lines = read_metrics(run)
     if not lines:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     trained = [line for line in lines if line["train_loss"] is not None]
     for name, label, points in (
         ("train_loss", "train, while it learns", trained), ("val_loss", "validation", lines)
@@ -208,10 +215,10 @@ def plot(run: Path) -> None:
     axes.plot(best["step"], best["val_loss"], "o", color="C1")
     label, place = f"{best['val_loss']:.4f}", (best["step"], best["val_loss"])
     axes.annotate(label, place, (0, 8), textcoords="offset points", ha="right")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=run.name)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(run.name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
     write(run / "loss.png", buffer.getbuffer())

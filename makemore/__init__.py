@@ -43,6 +43,8 @@ def build(stage: str, vocab_size: int, block_size: int, **given: int | float) ->
         if name not in ("vocab_size", "block_size", *allowed):
             takes = ", ".join(allowed) or "none"
             raise ValueError(f"the stage {stage} has no size {name}; it takes {takes}.")
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{name} must be a number, not {value!r}.")
         if name == "dropout" and not 0 <= value < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {value}.")
         if name != "dropout" and (not isinstance(value, int) or value < 1):

@@ -17,6 +17,5 @@ class Bigram(LanguageModel):
     """The embedding is the table, so there is nothing to mix and no head to apply."""
 
     def __init__(self, vocab_size, block_size):
-        super().__init__(vocab_size, block_size, vocab_size)
-        self.head = nn.Identity()
+        super().__init__(vocab_size, block_size, vocab_size, features=0)
         nn.init.normal_(self.embedding.weight, std=0.1)

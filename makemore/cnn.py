@@ -1,9 +1,10 @@
-"""CNN: position t knows a window of the tokens before it that doubles with every layer.
+"""CNN: position t knows a window of 2**layers tokens, which doubles with every layer.
 
 WaveNet, van den Oord et al. (2016): causal convolutions of two taps, t and t - d, with the
-dilation d = 1, 2, 4, ... from layer to layer; each adds to its input. With s the logistic function:
+dilation d = 1, 2, 4, ... from layer to layer; each adds to its input. With * by elements:
 
-    y[t] = x[t] + V (tanh(W [x[t-d], x[t]] + b) s(W' [x[t-d], x[t]] + b')) + c
+    n[t], g[t] = tanh(W_n [x[t-d], x[t]] + b_n), sigmoid(W_g [x[t-d], x[t]] + b_g)
+    y[t] = x[t] + W_out (n[t] * g[t]) + b_out
 
 What lies before the beginning is zeros. The state is the last d inputs of every layer.
 """

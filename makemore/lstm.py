@@ -1,12 +1,13 @@
 """LSTM: position t knows a summary of all tokens before it, with a memory that gates protect.
 
 Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000); for text Graves (2013).
-The state is the memory c and what it shows of it, h. With s the logistic function, each gate
-has a W, U and b of its own:
+The state is the memory c and what it shows of it, h. With * by elements, and a W, U and b for each
+of the gates i, f, o and for what is new, n:
 
-    i[t], f[t], o[t] = s(W x[t] + b + U h[t-1])        what to write, to keep, to show
-    c[t] = f[t] c[t-1] + i[t] tanh(W x[t] + b + U h[t-1])
-    h[t] = o[t] tanh(c[t])
+    i[t], f[t], o[t] = sigmoid(W x[t] + b + U h[t-1])       what to write, to keep, to show
+    n[t] = tanh(W x[t] + b + U h[t-1])
+    c[t] = f[t] * c[t-1] + i[t] * n[t]
+    h[t] = o[t] * tanh(c[t])
 """
 
 import torch
@@ -27,10 +28,10 @@ class Cell(nn.Module):
         B, T, C = x.shape
         zeros = x.new_zeros(B, C)
         h, c = memory or (zeros, zeros)
-        going = (positions > 0)[..., None].to(x.dtype).unbind(1)  # 0 where a document begins
+        keep = (positions > 0)[..., None].to(x.dtype).unbind(1)  # 0 where a document begins
         outputs = []
-        for a, on in zip(self.from_input(x).unbind(1), going):  # the inputs' share, all at once
-            h, c = h * on, c * on
+        for a, kept in zip(self.from_input(x).unbind(1), keep):  # the inputs' share, all at once
+            h, c = h * kept, c * kept
             new, gates = (a + self.from_state(h)).split([C, 3 * C], 1)
             i, f, o = torch.sigmoid(gates).chunk(3, 1)
             c = f * c + i * torch.tanh(new)

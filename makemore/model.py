@@ -3,9 +3,10 @@
 A language model answers one question: what may position t know of the tokens before it?
 The answer of a stage is its layers. The rest stands here, once:
 
-    tokens (B, T) -> embedding (B, T, C) -> mix: the layers (B, T, C) -> head: logits (B, T, V)
+    tokens (B, T) -> embedding (B, T, C) -> mix: the layers (B, T, F) -> head: logits (B, T, V)
 
-Shapes: B rows, T tokens of a row, C features (the width), V tokens in the vocabulary.
+Shapes: B rows, T tokens of a row, C the width of the embedding, F that of the features (mostly the
+same), V tokens in the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -22,17 +23,17 @@ class State:
     """All that a model remembers of the tokens it has seen. Every tensor has a line for each row.
 
     position (B,): how many tokens of its document a row has seen. segment (B,): which document.
-    layers: for each layer the tensors that it remembers, (B, ...) each.
+    memories: for each layer the tensors that it remembers, (B, ...) each.
     """
 
     position: Tensor
     segment: Tensor
-    layers: list[tuple[Tensor, ...]]
+    memories: list[tuple[Tensor, ...]]
 
     def rows(self, index: Tensor) -> "State":
         """The state of the rows in index (N,), which may select, reorder and repeat them."""
-        layers = [tuple(memory[index] for memory in layer) for layer in self.layers]
-        return State(self.position[index], self.segment[index], layers)
+        memories = [tuple(tensor[index] for tensor in memory) for memory in self.memories]
+        return State(self.position[index], self.segment[index], memories)
 
 
 class LanguageModel(nn.Module):
@@ -52,7 +53,7 @@ class LanguageModel(nn.Module):
         features: int | None = None,
         dropout: float = 0.0,
     ):
-        """width: of the embedding. features: width behind the layers, if it is another.
+        """width: of the embedding. features: width after the layers, if another; 0: no head.
 
         dropout: of the embedding and of the features (Srivastava et al. 2014).
         """
@@ -62,6 +63,9 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocab_size, width)
         self.layers = nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
+        if features == 0:  # what comes out of the layers are the logits
+            self.head = nn.Identity()
+            return
         self.head = nn.Linear(features or width, vocab_size)
         # logits near 0: at first all tokens are about as likely, and the loss is about ln V
         nn.init.normal_(self.head.weight, std=0.1 * self.head.in_features**-0.5)
@@ -82,9 +86,9 @@ class LanguageModel(nn.Module):
     def features(
         self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """As forward, but stops before the head: (B, T, C)."""
+        """As forward, but stops before the head: (B, T, F)."""
         positions = document_positions(tokens, state, segments)
-        memories = [None] * len(self.layers) if state is None else state.layers
+        memories = [None] * len(self.layers) if state is None else state.memories
         x, memories = self.mix(self.dropout(self.embedding(tokens)), positions, memories)
         if segments is not None:
             segment = segments[:, -1]
@@ -95,7 +99,10 @@ class LanguageModel(nn.Module):
     def mix(
         self, x: Tensor, positions: Tensor, memories: list
     ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """x (B, T, C) through every layer, each with its own memory."""
+        """x (B, T, C) through every layer, each with its own memory: (B, T, F).
+
+        A stage may make of the positions, once for all layers, what these need of them.
+        """
         after = []
         for layer, memory in zip(self.layers, memories, strict=True):
             x, memory = layer(x, positions, memory)

@@ -23,10 +23,10 @@ class Cell(nn.Module):
         B, T, C = x.shape
         zeros = x.new_zeros(B, C)
         (h,) = memory or (zeros,)
-        going = (positions > 0)[..., None].to(x.dtype).unbind(1)  # 0 where a document begins
+        keep = (positions > 0)[..., None].to(x.dtype).unbind(1)  # 0 where a document begins
         outputs = []
-        for a, on in zip(self.from_input(x).unbind(1), going):  # the inputs' share, all at once
-            h = h * on
+        for a, kept in zip(self.from_input(x).unbind(1), keep):  # the inputs' share, all at once
+            h = h * kept
             h = torch.tanh(a + self.from_state(h))
             outputs.append(h)
         return torch.stack(outputs, 1), (h,)

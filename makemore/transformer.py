@@ -4,8 +4,8 @@ Vaswani et al. (2017), with norms in front (Xiong et al. 2020), rotary positions
 and squared ReLUs (So et al. 2021). Every position asks (a query q), and every earlier one offers
 (a key k, a value v). With D the width of a head, for each head
 
-    weights[t] = softmax over s <= t of q[t] . k[s] / sqrt(D)
-    y[t] = sum over s <= t of weights[t, s] v[s]
+    weights[t] = softmax over s of q[t] . k[s] / sqrt(D)        with t - block_size < s <= t
+    y[t] = sum over s of weights[t, s] v[s]
 
 The state holds the keys and values of the positions before.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from .model import LanguageModel
 
 
-def turning(features):
+def rotary_frequencies(features):
     """How fast each of a head's features turns with the position (D,): `rotate` takes the angles.
 
     Feature i and feature i + D/2 are a pair, whose plane turns by 10000 ** (-2i/D) a position.
@@ -30,7 +30,7 @@ def rotate(x, cos, sin):
     return (x * cos + x.roll(x.shape[3] // 2, 3) * sin).to(x.dtype)
 
 
-def hidden(positions, past, block_size):
+def mask_of(positions, past, block_size):
     """(B, 1, T, past + T): which of the past positions and these each of these may not see."""
     steps = torch.arange(past + positions.shape[1], device=positions.device)
     ages = steps[past:, None] - steps
@@ -49,14 +49,14 @@ class Attention(nn.Module):
 
     def forward(self, x, view, memory):
         B, T, C = x.shape
-        cos, sin, unseen = view
+        cos, sin, mask = view
         qkv = self.qkv(x).view(B, T, 3 * self.heads, -1).transpose(1, 2)
         qk, v = qkv.split([2 * self.heads, self.heads], 1)
         q, k = rotate(qk, cos, sin).chunk(2, 1)  # (B, H, T, D)
         if memory:
             k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5  # (B, H, T, S)
-        weights = scores.masked_fill(unseen, -torch.inf).softmax(3)
+        weights = scores.masked_fill(mask, -torch.inf).softmax(3)
         y = self.out((weights @ v).transpose(1, 2).reshape(B, T, C))
         oldest = max(0, k.shape[2] - self.block_size + 1)  # what the next position may still see
         return y, (k[:, :, oldest:], v[:, :, oldest:])
@@ -87,14 +87,15 @@ class Transformer(LanguageModel):
     def __init__(self, vocab_size, block_size, layers=2, heads=4, width=96, dropout=0.1):
         super().__init__(vocab_size, block_size, width, dropout=dropout)
         if width % (2 * heads):
-            raise ValueError(f"the width {width} is no multiple of twice the {heads} heads.")
-        self.register_buffer("speeds", turning(width // heads), persistent=False)
+            least = f"{heads} heads of an even width need a multiple of {2 * heads}"
+            raise ValueError(f"{least} as the width, not {width}.")
+        self.register_buffer("speeds", rotary_frequencies(width // heads), persistent=False)
         self.layers.extend(Block(width, heads, block_size) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def mix(self, x, positions, memories):
         past = memories[0][0].shape[2] if memories[0] else 0
         angles = positions[:, None, :, None] * self.speeds  # (B, 1, T, D)
-        view = angles.cos(), angles.sin(), hidden(positions, past, self.block_size)
+        view = angles.cos(), angles.sin(), mask_of(positions, past, self.block_size)
         x, memories = super().mix(x, view, memories)  # one view for all blocks
         return self.norm(x), memories

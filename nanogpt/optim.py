@@ -17,9 +17,11 @@ def make_optimizers(
     assert kind in OPTIMIZERS
     decayed, muon, rest = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             rest.append(parameter)
-        elif kind == "muon" and name.startswith("layers."):
+        elif kind == "muon" and name.startswith("layers.") and parameter.ndim == 2:
             muon.append(parameter)
         else:
             decayed.append(parameter)
@@ -30,7 +32,8 @@ def make_optimizers(
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
-    optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused))
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused))
     if muon:
         optimizers.append(Muon(muon, lr=lr, weight_decay=weight_decay))
     return optimizers
@@ -41,9 +44,9 @@ class Muon(torch.optim.Optimizer):
 
     Gradients of matrices are dominated by a few directions; the nearest orthogonal matrix to the
     momentum moves the others as far. The update is scaled to the size of an Adam update (Liu et al.
-    2025), so that both take the same learning rate. A matrix that stacks several, such as the
-    gates of a cell or queries, keys and values, is taken as square blocks, all of one shape in
-    all layers: so one batched product serves them all, where torch.optim.Muon goes one by one.
+    2025), so that both take the same learning rate. A matrix with one side a multiple of the other,
+    such as the stacked gates of a cell or queries, keys and values, is taken as square blocks, and
+    blocks of one shape from all layers share a batched product: torch.optim.Muon goes one by one.
     """
 
     def __init__(self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0):

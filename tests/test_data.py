@@ -82,7 +82,11 @@ def command(*args, **env):
 # Tokenizer
 
 
-@pytest.mark.parametrize("text", ["", "hello", "naïve Ωμέγα 東京", "👩‍👩‍👧 🇫🇷 é", "a\tb\nc\u2028d", "<|end|>"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "hello", "naïve Ωμέγα 東京", "👩‍👩‍👧 🇫🇷 é",
+     "a\tb\nc\u2028d", "<|end|>"],
+)
 def test_text_comes_back_from_its_ids(text):
     tokenizer = CharTokenizer.train([text])
     ids = tokenizer.encode(text)
@@ -169,8 +173,8 @@ def test_splits_of_the_embedded_sets_are_fixed():
 @pytest.mark.parametrize("hashseed", ["1", "2"])
 def test_splits_do_not_depend_on_the_platform(hashseed, tmp_path):
     path = write(tmp_path / "x.txt", "\n".join(f"é{i}東" for i in range(200)))
-    code = ("import sys; sys.path.insert(0, '.'); from data import load; import tests.test_data as t;"
-            "print(t.digest(load('names')), t.digest(load('tales')),"
+    code = ("import sys; sys.path.insert(0, '.'); from data import load; "
+            "import tests.test_data as t; print(t.digest(load('names')), t.digest(load('tales')),"
             " t.digest(load(sys.argv[1], lines=True)))")
     env = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": hashseed}
     done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, env={**os.environ, **env},
@@ -455,7 +459,9 @@ def test_evaluation_of_lines_predicts_every_target_once():
 def test_evaluation_of_text_predicts_all_but_the_first_token_once(val, block):
     dataset, tokenizer = held("t", "text", val)
     ids = split_ids(dataset, tokenizer, "val")
-    groups = evaluation_batches(dataset, tokenizer, "val", block, 12)
+    batches = evaluation_batches(dataset, tokenizer, "val", block, 12)
+    groups = [batch[:2] for batch in batches]
+    assert all(len(batch) == 2 + dataset.separated for batch in batches)
     assert np.concatenate([x.ravel() for x, _ in groups]).tolist() == ids[:-1].tolist()
     assert np.concatenate([y.ravel() for _, y in groups]).tolist() == ids[1:].tolist()
     assert all(x.shape[1] == block for x, _ in groups[:-1]) and groups[-1][0].shape[1] <= block
@@ -481,8 +487,12 @@ def test_batches_of_a_set():
     assert default_block_size(dataset) == longest(dataset) + 1 == 16
     stories = load("tales")
     tokenizer = CharTokenizer.train(everything(stories))
-    tokens, targets = batches(stories, tokenizer, 64, 8)(1, 0)
-    assert tokens.shape == (8, 64) and (tokens[:, 1:] == targets[:, :-1]).all()
+    make = batches(stories, tokenizer, 64, 200)
+    tokens, targets, segments = make(1, 0)
+    assert tokens.shape == (200, 64) and (tokens[:, 1:] == targets[:, :-1]).all()
+    # a row goes to the next segment where a tale begins, and nowhere else
+    begins = tokens[:, 1:] == END
+    assert begins.any() and (np.diff(segments) == begins).all()
     assert default_block_size(stories) == 64
 
 
@@ -511,3 +521,15 @@ def test_the_command_refuses_in_one_sentence(args, said):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert said in done.stderr
+
+
+def test_batches_of_one_shape_differ_from_the_others_in_padding_alone():
+    lines = lines_of(23)
+    plain, padded = LineBatches(lines, 16, 4), LineBatches(lines, 16, 4, one_shape=True)
+    longest = max(map(len, lines)) + 1
+    for step in range(6):
+        (tokens, targets), (same, same_targets) = plain(0, step), padded(0, step)
+        T = tokens.shape[1]
+        assert same.shape == (4, longest)
+        assert (same[:, :T] == tokens).all() and (same_targets[:, :T] == targets).all()
+        assert (same_targets[:, T:] == -1).all()

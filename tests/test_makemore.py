@@ -14,7 +14,7 @@ import data
 from makemore import IGNORED, STAGES, build, sizes
 from makemore.cnn import CNN
 from makemore.mlp import MLP
-from makemore.transformer import Attention, hidden, turning
+from makemore.transformer import Attention, mask_of, rotary_frequencies
 from nanogpt.optim import make_optimizers
 from sample import pack_prompts
 
@@ -63,8 +63,8 @@ def same(a, b, tolerance=1e-10):
 def same_state(a, b):
     """The states agree in everything that the next tokens depend on."""
     assert torch.equal(a.position, b.position) and torch.equal(a.segment, b.segment)
-    assert len(a.layers) == len(b.layers)
-    for mine, others in zip(a.layers, b.layers, strict=True):
+    assert len(a.memories) == len(b.memories)
+    for mine, others in zip(a.memories, b.memories, strict=True):
         for x, y in zip(mine, others, strict=True):
             same(x, y)
 
@@ -99,7 +99,7 @@ def test_shapes(stage):
     features, _ = model.features(draw(3, 4))
     assert logits.shape == (3, 4, V)
     assert state.position.tolist() == [4, 4, 4]
-    assert all(len(memory) == 3 for layer in state.layers for memory in layer)
+    assert all(len(memory) == 3 for layer in state.memories for memory in layer)
     same(model.head(features), logits, 0)
 
 
@@ -238,7 +238,7 @@ def test_the_state_stops_growing(stage):
     for tokens in (draw(2, 2 * BLOCK), draw(2, 3 * BLOCK)):
         for cuts in ([], one_by_one(tokens)):
             _, state = in_pieces(model, tokens, cuts)
-            counts.append([memory.numel() for layer in state.layers for memory in layer])
+            counts.append([memory.numel() for layer in state.memories for memory in layer])
     assert all(count == counts[0] for count in counts)
     assert max(counts[0], default=0) <= 2 * BLOCK * SMALL["width"]  # two rows of a block each
 
@@ -571,8 +571,8 @@ def test_attention_is_pytorch_s():
         return torch.cat([z.real, z.imag], -1)
 
     x = noise(2, T, C).requires_grad_()
-    angles = positions[:, None, :, None] * turning(C // H)
-    view = angles.cos(), angles.sin(), hidden(positions, 0, block)
+    angles = positions[:, None, :, None] * rotary_frequencies(C // H)
+    view = angles.cos(), angles.sin(), mask_of(positions, 0, block)
     ours, _ = attention(x, view, None)
     parts = (x @ attention.qkv.weight.T).chunk(3, 2)
     q, k, v = (part.unflatten(2, (H, C // H)).transpose(1, 2) for part in parts)

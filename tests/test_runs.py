@@ -365,3 +365,10 @@ def test_the_environment_is_known_without_git(monkeypatch, tmp_path):
     found = runs.environment()
     assert found["commit"] is None
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    for name in ("last.pt", ".last.pt.123.part", ".config.json.9.part"):
+        (tmp_path / name).write_bytes(b"x")
+    runs.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]

@@ -1,0 +1,149 @@
+"""What a run is told: its settings, the flags that set them, and the defaults of each stage."""
+
+import json
+import math
+from argparse import Namespace
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import get_origin
+
+import data
+import makemore
+from data import cli
+from data.cli import add, flag
+from makemore.recipes import RECIPES
+
+from .machine import DEVICES, DTYPES
+from .optim import OPTIMIZERS
+
+
+@dataclass
+class Config:
+    """Every setting of a run. A step is a step of the optimizer."""
+
+    model: str
+    data: str
+    lines: bool
+    sizes: dict[str, int | float]  # of the model, under the names of its __init__
+    block_size: int
+    steps: int
+    batch_size: int
+    lr: float  # at its peak, after the warm-up
+    warmup: int
+    optimizer: str
+    weight_decay: float
+    clip: float  # the largest norm of the gradient; 0 is off
+    eval_every: int
+    patience: int  # end after so many evaluations without a better one; 0 is off
+    seed: int
+    device: str
+    dtype: str
+    compile: bool
+
+    def check(self) -> None:
+        """ValueError for a setting that cannot work."""
+        for field in fields(self):
+            kind, value = get_origin(field.type) or field.type, getattr(self, field.name)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{flag(field.name)} must be of {kind.__name__}, not {value!r}.")
+        for name in ("steps", "batch_size", "block_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
+        for name in ("warmup", "weight_decay", "clip", "patience", "seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                value = getattr(self, name)
+                raise ValueError(f"{flag(name)} must be at least 0 and below 2**63, not {value}.")
+        for name, known in (("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{flag(name)} must be one of {', '.join(known)}.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
+
+
+def make_parser() -> cli.Parser:
+    description = "Train a language model of the ladder."
+    parser = cli.Parser(prog="train.py", description=description)
+    group = parser.add_argument_group("what to train, and on what")
+    add(group, "model", "the stage (default transformer)", str, choices=list(makemore.STAGES))
+    sets = ", ".join(data.SETS)
+    text = f"{sets}, a text file, or a folder with train.txt (default names)"
+    add(group, "data", text, str, metavar="DATA")
+    add(group, "lines", "every line is an item of its own", bool)
+    group = parser.add_argument_group("size of the model (default: the stage's, or its recipe's)")
+    add(group, "layers", "layers, one on the other")
+    add(group, "heads", "attention heads; they must divide the width")
+    add(group, "width", "features of a token between the layers")
+    add(group, "context", "tokens that the mlp sees, the current one included")
+    add(group, "embed", "features of a token before the mlp's layer")
+    add(group, "dropout", "share of the features that training leaves out", float)
+    add(group, "block_size", "tokens of context (default: the longest line, or 64 of a text)")
+    group = parser.add_argument_group("training (default: the stage's recipe)")
+    add(group, "steps", "steps of the optimizer")
+    add(group, "batch_size", "rows a step: lines, or windows of the block size")
+    add(group, "lr", "learning rate at its peak", float)
+    add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
+    add(group, "optimizer", "muon for the layers' matrices, or adamw for all (default muon)", str,
+        choices=OPTIMIZERS)
+    add(group, "weight_decay", "of matrices (default: the recipe's, else 0)", float)
+    add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
+    add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
+    add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")
+    add(group, "seed", "of first weights, order of the data and dropout (default 0)")
+    group = parser.add_argument_group("machine")
+    text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
+    add(group, "device", text, str, metavar="DEVICE")
+    add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
+    add(group, "compile", "torch.compile: faster steps after a slow start", bool)
+    group = parser.add_argument_group("run")
+    add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
+    add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
+    add(group, "config", "repeat a run from its config.json; other flags override it", Path)
+    return parser
+
+
+def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) -> Config:
+    """All settings: those given, else of the config.json to repeat, else of the stage's recipe.
+
+    ValueError: a flag that the stage does not use, or a value that cannot work.
+    """
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    stage = given.get("model", repeated.get("model", "transformer"))
+    recipe = RECIPES[dataset.kind][stage]
+    sizes = makemore.sizes(stage)
+    known = set().union(*map(makemore.sizes, makemore.STAGES))
+    for name in given.keys() & (known - sizes.keys()):
+        takes = ", ".join(map(flag, sizes)) or "no sizes"
+        raise ValueError(f"the stage {stage} has no {flag(name)}; it takes {takes}.")
+    chosen = recipe | (repeated["sizes"] if repeated.get("model") == stage else {}) | given
+    steps = (recipe | repeated | given)["steps"]
+    defaults = dict(
+        lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
+        optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
+        seed=0, device="auto", dtype="float32", compile=False,
+    )
+    settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
+    settings["sizes"] = {name: chosen.get(name, default) for name, default in sizes.items()}
+    config = Config(**{field.name: settings[field.name] for field in fields(Config)})
+    config.check()
+    return config
+
+
+def read_config(path: Path) -> dict:
+    """The settings in a config.json. ValueError: it is none."""
+    try:
+        saved = json.loads(path.read_text("utf-8"))
+        settings = asdict(restore_config(saved))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not the config.json of a run ({error}).") from None
+    return settings | {"fingerprint": saved.get("fingerprint")}
+
+
+def restore_config(saved: dict) -> Config:
+    """The settings of a config.json or a checkpoint. ValueError: one is missing or cannot work."""
+    missing = [field.name for field in fields(Config) if field.name not in saved]
+    if missing:
+        raise ValueError(f"the setting {missing[0]} is missing; was another version at work?")
+    config = Config(**{field.name: saved[field.name] for field in fields(Config)})
+    config.check()
+    makemore.sizes(config.model)
+    return config
