@@ -6,7 +6,7 @@ too, where a kind of data wants others than the stage's own.
 
 RECIPES = {
     "lines": {
-        "bigram": dict(steps=2000, batch_size=512, lr=0.1),
+        "bigram": dict(steps=1000, batch_size=1024, lr=0.05),
         "mlp": dict(steps=2000, batch_size=128, lr=0.01),
         "cnn": dict(steps=2000, batch_size=128, lr=0.01, weight_decay=0.3),
         "rnn": dict(steps=2000, batch_size=128, lr=0.01, weight_decay=0.3),
@@ -15,8 +15,8 @@ RECIPES = {
         "transformer": dict(steps=2000, batch_size=128, lr=0.01, weight_decay=0.3),
     },
     "text": {
-        "bigram": dict(steps=2000, batch_size=64, lr=0.1),
-        "mlp": dict(steps=2000, batch_size=32, lr=0.01, dropout=0.0),
+        "bigram": dict(steps=1000, batch_size=64, lr=0.05),
+        "mlp": dict(steps=2000, batch_size=32, lr=0.01, dropout=0.1),
         "cnn": dict(steps=1500, batch_size=32, lr=0.01, dropout=0.0, layers=6),
         "rnn": dict(steps=1500, batch_size=32, lr=0.01, dropout=0.0),
         "lstm": dict(steps=1000, batch_size=32, lr=0.01, dropout=0.0),
