@@ -89,41 +89,49 @@ def generate(
     uniforms = np.stack([uniforms_of(seed, sample, length) for sample in range(len(prompts))])
     uniforms = torch.from_numpy(uniforms)
     banned = torch.zeros(model.vocab_size)
-    banned[list(never)] = -torch.inf
+    if never := list(never):
+        banned[never] = -torch.inf
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
-        tokens, segments = pack_prompts(prompts)
-        logits, state = model(tokens.to(device), segments=segments.to(device))
-        going = torch.arange(len(prompts))
+        tokens, segments = pack_prompts(prompts, device)
+        logits, state = model(tokens, segments=segments)
+        going = list(range(len(prompts)))
         for step in range(length):
             last = logits[:, -1].float().cpu() + banned
-            drawn = draw(last, uniforms[going, step], temperature, top_k, top_p)
-            yield from zip(going.tolist(), drawn.tolist())
-            if stop is not None and (ended := drawn == stop).any():
-                rows = (~ended).nonzero()[:, 0]
+            drawn = draw(last, uniforms[:, step], temperature, top_k, top_p)
+            tokens = drawn.tolist()
+            yield from zip(going, tokens)
+            if stop in tokens:
+                rows = (drawn != stop).nonzero()[:, 0]
                 if len(rows) == 0:
                     return
-                going, drawn, state = going[rows], drawn[rows], state.rows(rows.to(device))
+                going = [going[row] for row in rows.tolist()]
+                drawn, uniforms, state = drawn[rows], uniforms[rows], state.rows(rows.to(device))
             if step + 1 < length:
                 logits, state = model(drawn[:, None].to(device), state)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def uniforms_of(seed: int, sample: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, sample])).random(length)
 
 
-def pack_prompts(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+def pack_prompts(prompts: list[list[int]], device="cpu") -> tuple[Tensor, Tensor | None]:
     """tokens and segments (B, T): prompts of different lengths end together.
 
     What fills up a shorter one on the left is a document of its own, which the model does not see.
+    Prompts of one length need no segments: None.
     """
     longest = max(map(len, prompts))
-    tokens = torch.tensor([[data.END] * (longest - len(p)) + p for p in prompts])
-    segments = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    return tokens, segments
+    tokens = torch.tensor([[data.END] * (longest - len(p)) + p for p in prompts], device=device)
+    if longest == min(map(len, prompts)):
+        return tokens, None
+    segments = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    return tokens, torch.tensor(segments, device=device)
 
 
 def starts(prompt: str, tokenizer: data.CharTokenizer, separated: bool) -> list[int]:

@@ -58,8 +58,9 @@ class Attention(nn.Module):
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5  # (B, H, T, S)
         weights = scores.masked_fill(mask, -torch.inf).softmax(3)
         y = self.out((weights @ v).transpose(1, 2).reshape(B, T, C))
-        oldest = max(0, k.shape[2] - self.block_size + 1)  # what the next position may still see
-        return y, (k[:, :, oldest:], v[:, :, oldest:])
+        if (excess := k.shape[2] - self.block_size + 1) > 0:  # which no later position sees
+            k, v = k[:, :, excess:], v[:, :, excess:]
+        return y, (k, v)
 
 
 class Block(nn.Module):
