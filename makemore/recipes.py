@@ -21,6 +21,8 @@ RECIPES = {
         "rnn": dict(steps=1500, batch_size=32, lr=0.01, dropout=0.0),
         "lstm": dict(steps=1000, batch_size=32, lr=0.01, dropout=0.0),
         "gru": dict(steps=1000, batch_size=32, lr=0.01, dropout=0.0),
-        "transformer": dict(steps=1500, batch_size=32, lr=0.01, dropout=0.0, layers=4, width=64),
+        "transformer": dict(
+            steps=1500, batch_size=32, lr=0.01, dropout=0.0, layers=4, width=64
+        ),
     },
 }
