@@ -1,7 +1,7 @@
 """How each stage is best trained: what the bare command does.
 
-Chosen on validation data, for runs of about two minutes or less on two CPU cores. Sizes may stand here
-too, where a kind of data wants others than the stage's own.
+Chosen on validation data, for runs of about two minutes or less on two CPU cores. Sizes may stand
+here too, where a kind of data wants others than the stage's own.
 """
 
 RECIPES = {
