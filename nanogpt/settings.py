@@ -93,7 +93,7 @@ def make_parser() -> cli.Parser:
     text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
     add(group, "device", text, str, metavar="DEVICE")
     add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
-    add(group, "compile", "torch.compile: faster steps after a slow start", bool)
+    add(group, "compile", "torch.compile: slow to start, so measure whether it pays", bool)
     group = parser.add_argument_group("run")
     add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
     add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
