@@ -5,8 +5,7 @@ The answer of a stage is its layers. The rest stands here, once:
 
     tokens (B, T) -> embedding (B, T, C) -> mix: the layers (B, T, F) -> head: logits (B, T, V)
 
-Shapes: B rows, T tokens of a row, C the width of the embedding, F that of the features (mostly the
-same), V tokens in the vocabulary.
+B rows, T tokens of a row, C and F the widths of embedding and features, V tokens to choose from.
 """
 
 from dataclasses import dataclass
