@@ -307,10 +307,13 @@ def resume_run(args: Namespace) -> None:
     try:
         runs.load_checkpoint(run / "best.pt")
     except ValueError:
-        print("note: best.pt is missing or damaged; the best from here on takes its place.")
-        checkpoint["progress"]["best_loss"] = math.inf
+        print(f"note: best.pt is missing or damaged; {path.name} takes its place.")
+        progress = checkpoint["progress"]
+        progress |= {"best_loss": progress["val_loss"], "best_step": step, "since_best": 0}
+        runs.save_checkpoint(run / "best.pt", checkpoint)
     runs.sweep(run)
-    (run / "result.json").unlink(missing_ok=True)  # it speaks of other weights from now on
+    if step < config.steps:  # the result would speak of other weights from now on
+        (run / "result.json").unlink(missing_ok=True)
     runs.cut_metrics(run, step)
     print(f"going on at step {step}")
     carry_out(model, tokenizer, dataset, batches, config, machine, run, about, checkpoint)

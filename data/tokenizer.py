@@ -52,15 +52,6 @@ class CharTokenizer:
         first, size = len(SPECIALS), self.vocab_size
         return "".join(self.characters[i - first] for i in ids if first <= i < size)
 
-    def token(self, id: int) -> str:
-        """A printable name of one id, for tables and plots: a, ' ', '\\n', <|end|>."""
-        if 0 <= id < len(SPECIALS):
-            return SPECIALS[id]
-        character = self.decode([id])
-        if not character:
-            return f"<|{id}|>"
-        return character if character.isprintable() and character != " " else repr(character)
-
     def to_dict(self) -> dict:
         """Plain values for a checkpoint, read back by `tokenizer_from_dict`."""
         return {"kind": "char", "characters": self.characters}

@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     """Embedding, layers, head. A stage defines the layers (and, where it must, another head).
 
     A layer is a module: layer(x, positions, memory) -> (x, memory after them), with x (B, T, C),
-    positions (B, T) as in `forward`, and memory a tuple of tensors (B, ...) or None at the start.
+    positions (B, T) int64, and memory a tuple of tensors (B, ...) or None at the start.
     Position p of its document means: exactly p tokens of that document came before. So a layer may
     look at most p tokens back, and this alone keeps the documents of a packed row apart.
     """

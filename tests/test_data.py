@@ -117,12 +117,6 @@ def test_unseen_characters_are_named_with_the_known_ones():
     assert len(str(caught.value)) < 500
 
 
-def test_printable_names_of_tokens():
-    tokenizer = CharTokenizer("\n aé")
-    names = [tokenizer.token(i) for i in range(9)]
-    assert names == [*SPECIALS, r"'\n'", "' '", "a", "é", "<|8|>"]
-
-
 def test_tokenizer_comes_back_from_plain_values():
     tokenizer = CharTokenizer.train(["é😀\n"])
     plain = json.loads(json.dumps(tokenizer.to_dict()))

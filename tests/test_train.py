@@ -1151,3 +1151,19 @@ def test_a_disk_that_is_full_for_one_line_costs_nothing(
     assert not list(Path("run").glob(".*"))
     resume_here(tmp_path / "run")
     ended_alike(tmp_path / "run", never_stopped("lstm"))
+
+
+def test_a_run_whose_best_is_damaged_goes_on_with_its_last(
+    start, small, words, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    start(*small("lstm"), f"--data={words}", "--lines", "--steps=4", "--batch-size=4", "--out=run")
+    last = runs.load_checkpoint(Path("run/last.pt"))
+    for damage in (lambda path: path.write_bytes(b"cut"), lambda path: path.unlink()):
+        damage(Path("run/best.pt"))
+        start("--resume=run")
+        best = runs.load_checkpoint(Path("run/best.pt"))
+        for name, weights in last["model"].items():
+            assert torch.equal(best["model"][name], weights)
+        assert best["progress"]["best_loss"] == last["progress"]["val_loss"]
+        assert json.loads(Path("run/result.json").read_text("utf-8"))["best_step"] == 4
