@@ -1,7 +1,8 @@
-"""Reading text: UTF-8 whatever the platform, and the files of the downloaded sets."""
+"""Reading text: UTF-8 whatever the platform, and the files that are downloaded."""
 
 import hashlib
 import os
+import tempfile
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
@@ -16,7 +17,13 @@ DOWNLOADS = {
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
+    "gpt2/vocab.bpe": (
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ),
 }
+# What needs no download and can be had in its place; for a set it is the names that ship.
+INSTEAD = {"gpt2/vocab.bpe": "a byte-pair tokenizer of your own"}
 
 
 def read_text(path: Path) -> str:
@@ -50,28 +57,33 @@ def decode(raw: bytes, where: str) -> str:
 
 
 def fetch(name: str) -> bytes:
-    """The file of a set in DOWNLOADS: from $RUNGS_DATA, else the cache, else the network.
+    """The file of a name in DOWNLOADS: from $RUNGS_DATA, else a cache, else the network.
 
     ValueError if it is nowhere to be had, or the one in $RUNGS_DATA is another.
     """
     url, sha256 = DOWNLOADS[name]
     if folder := os.environ.get("RUNGS_DATA"):
-        own = Path(folder, f"{name}.txt")
+        own = Path(folder, filename(name))
         if os.path.exists(own):
             raw = read_bytes(own)
             if hashlib.sha256(raw).hexdigest() != sha256:
-                raise ValueError(f"{own} is not the set {name} (its SHA-256 differs); replace it "
-                                 f"by {url}, or give its path as a text of your own")
+                raise ValueError(f"{own} is not the {name} that it should be (its SHA-256 "
+                                 f"differs); replace it by {url}, or, if it is a text of your "
+                                 "own, give its path")
             return raw
 
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cached = Path(caches, "rungs", f"{name}.txt")
-    try:
-        raw = cached.read_bytes()
-        if hashlib.sha256(raw).hexdigest() == sha256:
-            return raw
-    except OSError:
-        pass  # Not there yet.
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cached = Path(folder, "rungs", filename(name))
+    # tiktoken keeps what it has downloaded under the SHA-1 of the address.
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir(), "data-gym-cache")
+    other = Path(folder, hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest())
+    for path in (cached, other):
+        try:
+            raw = path.read_bytes()
+            if hashlib.sha256(raw).hexdigest() == sha256:
+                return raw
+        except OSError:
+            pass  # Not there yet.
 
     raw = download(name)
     try:
@@ -84,16 +96,21 @@ def fetch(name: str) -> bytes:
     return raw
 
 
+def filename(name: str) -> str:
+    """Where the file of a name in DOWNLOADS lies in a folder: usnames.txt, gpt2/vocab.bpe."""
+    return name if "." in name else f"{name}.txt"
+
+
 def download(name: str) -> bytes:
-    """The file of a set in DOWNLOADS from the network, or ValueError with the ways to get it."""
+    """The file of a name in DOWNLOADS from the network, or ValueError with the ways to get it."""
     url, sha256 = DOWNLOADS[name]
     advice = (f"connect to the network and try again, or set RUNGS_DATA to a folder that holds "
-              f"{name}.txt ({url}); --data=names needs neither")
+              f"{filename(name)} ({url}); {INSTEAD.get(name, '--data=names')} needs neither")
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             raw = response.read()
     except (OSError, HTTPException) as error:
-        raise ValueError(f"the set {name} could not be downloaded ({error}); {advice}") from None
+        raise ValueError(f"{name} could not be downloaded ({error}); {advice}") from None
     if hashlib.sha256(raw).hexdigest() != sha256:
         raise ValueError(f"the download of {name} is not the file that it should be "
                          f"(its SHA-256 differs); {advice}")
