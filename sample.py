@@ -14,12 +14,13 @@ import data
 import makemore
 from data import cli, runs
 from data.cli import add, flag
+from makemore.model import LanguageModel
 from nanogpt.machine import DEVICES, choose
 
 KNOWN = "  (in the training set)"
 
 
-def load_run(path: str | Path) -> tuple[makemore.LanguageModel, data.CharTokenizer]:
+def load_run(path: str | Path) -> tuple[LanguageModel, data.CharTokenizer]:
     """The model, in evaluation mode, and the tokenizer of a run folder (its best) or a checkpoint.
 
     ValueError: no checkpoint there, or one that is damaged or of another version.
@@ -28,13 +29,14 @@ def load_run(path: str | Path) -> tuple[makemore.LanguageModel, data.CharTokeniz
     return restore(checkpoint)
 
 
-def restore(checkpoint: dict) -> tuple[makemore.LanguageModel, data.CharTokenizer]:
+def restore(checkpoint: dict) -> tuple[LanguageModel, data.CharTokenizer]:
     """The model and the tokenizer in a checkpoint that is loaded. ValueError: another version's."""
     try:
         config = checkpoint["config"]
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
         sizes = (tokenizer.vocab_size, config["block_size"])
-        model = makemore.build(config["model"], *sizes, **config["sizes"])
+        backend = config.get("backend", "torch")
+        model = makemore.build(config["model"], *sizes, backend, **config["sizes"])
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the checkpoint is of another version ({error}).") from None
@@ -67,7 +69,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 
 @torch.inference_mode()
 def generate(
-    model: makemore.LanguageModel,
+    model: LanguageModel,
     prompts: list[list[int]],
     length: int,
     *,
@@ -147,7 +149,7 @@ def starts(prompt: str, tokenizer: data.CharTokenizer, separated: bool) -> list[
 
 
 def stream(
-    model: makemore.LanguageModel,
+    model: LanguageModel,
     tokenizer: data.CharTokenizer,
     prompt: str,
     num: int,
@@ -262,7 +264,10 @@ def main() -> None:
     checkpoint = runs.load_checkpoint(run)
     config = checkpoint["config"]
     model, tokenizer = restore(checkpoint)
-    device = choose(args.device).device
+    numpy = config.get("backend") == "numpy"
+    if numpy and args.device not in ("auto", "cpu"):
+        raise ValueError("the model is in NumPy, which computes on the CPU; leave out --device.")
+    device = choose("cpu" if numpy else args.device).device
     loss = checkpoint["progress"].get("val_loss", math.nan)
     about = f"{run}: {config['model']} on {config['data']}, val loss {loss:.4f} when last evaluated"
     print(f"{about}; seed {args.seed}", file=sys.stderr, flush=True)

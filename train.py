@@ -25,12 +25,13 @@ import makemore
 import sample
 from data import cli, runs
 from data.cli import flag
+from makemore.model import IGNORED
+from makemore.without_torch.schedules import SCHEDULES
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
 from nanogpt.optim import make_optimizers
 from nanogpt.settings import Config, make_parser, read_config, restore_config, settle
 
-FINAL_LR = 0.01  # of the peak, where the decay ends
 SAVE_SECONDS = 60  # a crash costs at most this much of a run
 
 
@@ -59,11 +60,8 @@ class Stopped(Exception):
 
 
 def lr_factor(step: int, config: Config) -> float:
-    """The share of the peak at step 0, 1, ...: never 0, up to 1, then a cosine down to FINAL_LR."""
-    if step < config.warmup:
-        return (step + 1) / (config.warmup + 1)
-    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    """The share of the peak rate at step 0, 1, ...: never 0, and at most 1."""
+    return SCHEDULES[config.schedule](step, config.steps, config.warmup)
 
 
 def train(
@@ -166,7 +164,7 @@ def train(
             scaler.update()
 
             progress.step += 1
-            progress.tokens += int((batch[1] != makemore.IGNORED).sum())
+            progress.tokens += int((batch[1] != IGNORED).sum())
             progress.loss_sum += value
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
@@ -270,7 +268,10 @@ def new_run(args: Namespace) -> None:
     machine = choose(config.device, config.dtype, config.compile)
     tokenizer = data.CharTokenizer.train(text for part in dataset.splits.values() for text in part)
     torch.manual_seed(config.seed)
-    model = makemore.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
+    sizes = (tokenizer.vocab_size, config.block_size)
+    model = makemore.build(config.model, *sizes, config.backend, **config.sizes)
+    if config.count:
+        model.model.count(data.evaluation_batches(dataset, tokenizer, "train", config.block_size))
     batches = batches_of(dataset, tokenizer, config, machine)
     path = args.out or Path("runs") / f"{config.model}-{dataset.name}"
     run = runs.make_run(path, exactly=args.out is not None)
@@ -327,7 +328,8 @@ def carry_out(
     lines = dataset.kind == "lines"
     size = {s: len(x) if lines else sum(map(len, x)) for s, x in dataset.splits.items()}
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{config.model}: {parameters:,} parameters, block size {config.block_size}")
+    backend = " in NumPy" if config.backend == "numpy" else ""
+    print(f"{config.model}{backend}: {parameters:,} parameters, block size {config.block_size}")
     print(
         f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in size.items())} "
         f"{'lines' if lines else 'characters'}, {tokenizer.vocab_size} tokens in the vocabulary"

@@ -31,6 +31,7 @@ from nanogpt.machine import choose
 from sample import load_run
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = (sys.executable, "train.py")
 PEER_STAGES = ("bigram", "mlp", "rnn", "gru", "transformer")
 
 
@@ -57,8 +58,8 @@ def makemore_split(folder: Path) -> Path:
 def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) -> dict:
     """A bare default run."""
     run = scratch / f"{stage}-{seed}"
-    script = [sys.executable, "train.py", f"--model={stage}", f"--data={folder}", "--lines"]
-    seconds = timed([*script, "--device=cpu", f"--seed={seed}", f"--out={run}"])
+    flags = [f"--model={stage}", f"--data={folder}", "--lines"]
+    seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}"])
     result = json.loads((run / "result.json").read_text("utf-8"))
     model, tokenizer = load_run(run)
     batches = data.LineBatches([tokenizer.encode(line) for line in unseen], 10**6, 1)

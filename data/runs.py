@@ -1,6 +1,7 @@
 """Run folders and their files, written so that no crash costs what was there before.
 
 A run folder holds config.json, metrics.jsonl, last.pt, best.pt, loss.png, samples.txt, result.json.
+PyTorch is imported where checkpoints are: the comparisons in NumPy write folders without it.
 """
 
 import hashlib
@@ -12,7 +13,6 @@ import subprocess
 from pathlib import Path
 
 import numpy
-import torch
 
 FORMAT = 1  # of checkpoints; a change that old readers would misread raises it
 CHECKPOINTS = ("best.pt", "last.pt")
@@ -20,6 +20,8 @@ CHECKPOINTS = ("best.pt", "last.pt")
 
 def environment() -> dict:
     """What a run depends on besides its settings: the commit of the code, versions, threads."""
+    import torch
+
     here = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **here).stdout.strip()
@@ -155,6 +157,8 @@ def cut_metrics(run: Path, step: int) -> None:
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a dict of plain values and tensors. OSError as in `write`."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     write(path, buffer.getbuffer())
@@ -188,6 +192,8 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def _read(path: Path) -> dict | None:
+    import torch
+
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
@@ -199,12 +205,10 @@ def _read(path: Path) -> dict | None:
 
 def plot(run: Path) -> None:
     """Draw metrics.jsonl, if there is an evaluation in it, as loss.png."""
-    from matplotlib.figure import Figure  # slow to import, and not pyplot: that wants a screen
-
     lines = read_metrics(run)
     if not lines:
         return
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     trained = [line for line in lines if line["train_loss"] is not None]
     for name, label, points in (
@@ -219,6 +223,18 @@ def plot(run: Path) -> None:
     axes.set_title(run.name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, run / "loss.png")
+
+
+def new_figure(width: float, height: float):
+    """An empty matplotlib Figure, in inches."""
+    from matplotlib.figure import Figure  # slow to import, and not pyplot: that wants a screen
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure as a PNG. OSError as in `write`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write(run / "loss.png", buffer.getbuffer())
+    write(path, buffer.getbuffer())

@@ -1,52 +1,70 @@
-"""The ladder: seven language models, one idea a stage, on one contract (model.py)."""
+"""The ladder: seven language models, one idea a stage, on one contract (model.py).
+
+The first two stand in NumPy too, in without_torch/, and nothing there waits for PyTorch: so the
+stages are imported when they are asked for.
+"""
 
 import inspect
+from importlib import import_module
 
 from data.cli import nearest
 
-from .bigram import Bigram
-from .cnn import CNN
-from .gru import GRU
-from .lstm import LSTM
-from .mlp import MLP
-from .model import IGNORED, LanguageModel, State
-from .rnn import RNN
-from .transformer import Transformer
-
-STAGES = {
-    "bigram": Bigram,
-    "mlp": MLP,
-    "cnn": CNN,
-    "rnn": RNN,
-    "lstm": LSTM,
-    "gru": GRU,
-    "transformer": Transformer,
+STAGES = {  # and the class in the file of that name
+    "bigram": "Bigram",
+    "mlp": "MLP",
+    "cnn": "CNN",
+    "rnn": "RNN",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "transformer": "Transformer",
 }
+BACKENDS = {"torch": tuple(STAGES), "numpy": ("bigram", "mlp")}
 
 
-def sizes(stage: str) -> dict[str, int | float]:
-    """The sizes that a stage can be given, with their defaults. ValueError: no such stage."""
+def stage_class(stage: str, backend: str = "torch") -> type:
+    """The class of a stage. ValueError: no such stage, or not in this backend."""
     if stage not in STAGES:
         guess = nearest(stage, STAGES)
         raise ValueError(f"there is no stage {stage}.{guess} The stages are {', '.join(STAGES)}.")
-    parameters = inspect.signature(STAGES[stage]).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    if stage not in BACKENDS[backend]:
+        others = ", ".join(BACKENDS[backend])
+        raise ValueError(f"the stage {stage} has no {backend} version; these have: {others}.")
+    package = __name__ if backend == "torch" else f"{__name__}.without_torch"
+    return getattr(import_module(f"{package}.{stage}"), STAGES[stage])
 
 
-def build(stage: str, vocab_size: int, block_size: int, **given: int | float) -> LanguageModel:
-    """A stage with its weights at random, from PyTorch's default generator.
+def sizes(stage: str, backend: str = "torch") -> dict[str, int | float | str]:
+    """The sizes that a stage can be given, with their defaults. ValueError as in stage_class."""
+    parameters = inspect.signature(stage_class(stage, backend)).parameters.values()
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return {p.name: p.default for p in positional if p.default is not p.empty}
+
+
+def build(
+    stage: str, vocab_size: int, block_size: int, backend: str = "torch", **given: int | float | str
+):
+    """A stage with its weights at random, from PyTorch's default generator: a LanguageModel.
 
     ValueError: no such stage, a size that the stage does not have, or one that cannot work.
     """
-    allowed = sizes(stage)
+    allowed = sizes(stage, backend)
     for name, value in {"vocab_size": vocab_size, "block_size": block_size, **given}.items():
         if name not in ("vocab_size", "block_size", *allowed):
             takes = ", ".join(allowed) or "none"
             raise ValueError(f"the stage {stage} has no size {name}; it takes {takes}.")
+        if isinstance(allowed.get(name), str):
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be a name, not {value!r}.")
+            continue  # which names there are the stage knows
         if not isinstance(value, (int, float)):
             raise ValueError(f"{name} must be a number, not {value!r}.")
         if name == "dropout" and not 0 <= value < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {value}.")
         if name != "dropout" and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
-    return STAGES[stage](vocab_size, block_size, **given)
+    model = stage_class(stage, backend)
+    if backend == "numpy":
+        from .bridge import FromNumpy
+
+        return FromNumpy(model, vocab_size, block_size, **given)
+    return model(vocab_size, block_size, **given)

@@ -1,4 +1,5 @@
-"""python -m makemore: the ladder as a table; with diff: what changes between its stages."""
+"""python -m makemore: the ladder as a table; diff: what changes between its stages, or between the
+pieces they are made of; compare: what one choice is worth."""
 
 import json
 import os
@@ -7,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from data.cli import Parser, nearest, run
+from data.cli import Parser, add, nearest, run
 
-from . import STAGES
-from .diff import code_lines, compare, idea, pairs, parameters, source
+from . import STAGES, diff, stage_class
+from .diff import code_lines, idea, parameters, source
+from .without_torch import compare
 
 HEAD = ["stage", "parameters", "code", "lines", "test loss", "data", "run"]
 NUMBERS = {1, 2, 3}  # columns of HEAD that stand at the right
@@ -90,15 +92,29 @@ def make_parser() -> Parser:
     parser.add_argument("--runs", type=Path, metavar="DIR",
                         help="where the run folders are (default runs)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    text = "what changes between two stages' files"
-    diff = commands.add_parser("diff", help=text, description=f"Show {text}.")
-    diff.add_argument("stages", nargs="*", metavar="STAGE",
-                      help=f"two of {', '.join(STAGES)}; one: from the stage before it; "
-                      "none: from each to the next")
-    diff.add_argument("--context", type=int, default=3, metavar="N",
-                      help="unchanged lines to show around a change (default 3)")
-    diff.add_argument("--color", choices=("auto", "always", "never"), default="auto",
-                      help="auto: on a terminal, unless NO_COLOR is set (default auto)")
+    text = "what changes between two stages, or two pieces of one family"
+    command = commands.add_parser("diff", help=text, description=f"Show {text}.")
+    families = "; ".join(", ".join(family) for family in diff.FAMILIES.values())
+    command.add_argument("stages", nargs="*", metavar="NAME",
+                         help=f"two of {', '.join(STAGES)}; or two pieces of one family: "
+                         f"{families}. One: from the one before it. None: from each stage to the "
+                         "next")
+    command.add_argument("--backend", action="store_true",
+                         help="a stage in NumPy beside the same in PyTorch: bigram or mlp")
+    command.add_argument("--context", type=int, default=3, metavar="N",
+                         help="unchanged lines to show around a change (default 3)")
+    command.add_argument("--color", choices=("auto", "always", "never"), default="auto",
+                         help="auto: on a terminal, unless NO_COLOR is set (default auto)")
+    text = "train the NumPy MLP once for each variant of one choice, and look inside"
+    command = commands.add_parser("compare", help=text, description=f"{text.capitalize()}.")
+    command.add_argument("--vary", required=True, metavar="CHOICE",
+                         help=f"one of {', '.join(compare.VARIANTS)}")
+    text = "names, usnames, or a file with an item a line (default names)"
+    add(command, "data", text, str, metavar="DATA")
+    add(command, "budget", f"lines that each run learns from (default {compare.BUDGET:,})")
+    add(command, "seed", "of first weights and order of the data (default 0)")
+    add(command, "out", "the folder (default runs/compare-CHOICE, numbered if there is one)", Path)
+    command.set_defaults(data="names", budget=compare.BUDGET, seed=0)
     return parser
 
 
@@ -107,8 +123,13 @@ def main() -> None:
     args = make_parser().parse_args()
     # A terminal that cannot show a character gets its escape, never a traceback.
     sys.stdout.reconfigure(errors="backslashreplace")
+    if args.command == "compare":
+        return compare.main(args.vary, args.data, args.budget, args.seed, args.out)
     if args.command == "diff":
-        return print_diffs(args.stages, args.context, colored(args.color, sys.stdout))
+        color = colored(args.color, sys.stdout)
+        if args.backend:
+            return print_backends(args.stages, color)
+        return print_diffs(args.stages, args.context, color)
     if args.runs and not args.runs.is_dir():
         raise ValueError(f"there is no folder {args.runs}.")
     # whoever reads the table from a pipe gets a line a stage, however long
@@ -116,19 +137,30 @@ def main() -> None:
     print(ladder(args.runs or Path("runs"), width))
 
 
-def print_diffs(stages: list[str], context: int, color: bool) -> None:
-    """One diff, or one after the other. ValueError: no such stage, or nothing to compare."""
-    for stage in stages:
-        if stage not in STAGES:
-            raise ValueError(f"there is no stage {stage}.{nearest(stage, STAGES)} "
-                             f"The stages are {', '.join(STAGES)}.")
+def print_diffs(names: list[str], context: int, color: bool) -> None:
+    """One diff, or one after the other. ValueError: no such name, or nothing to compare."""
+    known = [name for family in diff.families() for name in family]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no stage {name}.{nearest(name, known)} "
+                             f"The stages are {', '.join(STAGES)}; --help names the pieces.")
     if context < 0:
         raise ValueError(f"--context must be at least 0, not {context}.")
-    for number, (before, after) in enumerate(pairs(stages)):
+    for number, (before, after) in enumerate(diff.pairs(names)):
         if number:
             print()
-        for line in compare(before, after, context, color):
+        for line in diff.compare(before, after, context, color):
             print(line)
+
+
+def print_backends(stages: list[str], color: bool) -> None:
+    """A stage in NumPy beside the same in PyTorch. ValueError: none, or one without a version."""
+    if len(stages) != 1:
+        raise ValueError("--backend compares the two versions of one stage; name bigram or mlp.")
+    stage_class(stages[0], "numpy")
+    width = shutil.get_terminal_size((200, 24)).columns
+    for line in diff.beside(stages[0], width, color):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Stages as text: what the file of a stage says of itself, and what changes to another's."""
+"""Stages as text: what the file of a stage says of itself, and what changes to another's.
+
+And the pieces of without_torch/ likewise: a class or function each, in families.
+"""
 
 import ast
 import difflib
+import inspect
 import io
 import re
 import tokenize
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from . import STAGES, build
+from .without_torch import activations, initialisation, losses, norms, optimizers, schedules
 
 TOKENS, BLOCK_SIZE = 30, 16  # what parameters are counted at: the embedded names
 BLANK = {
@@ -17,18 +22,44 @@ BLANK = {
     tokenize.ENDMARKER,
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+FAMILIES = {  # of pieces: the file in without_torch, and what it defines, in order
+    "activations": activations.ACTIVATIONS,
+    "losses": losses.LOSSES,
+    "norms": norms.NORMS | norms.PENALTIES,
+    "initialisation": initialisation.INITS,
+    "optimizers": optimizers.OPTIMIZERS,
+    "schedules": schedules.SCHEDULES,
+}
 RED, GREEN, CYAN, BOLD = 31, 32, 36, 1  # terminal colours
 
 
-def source(stage: str) -> str:
-    """The text of a stage's file."""
-    return Path(__file__).with_name(f"{stage}.py").read_text("utf-8")
+def source(name: str, backend: str = "torch") -> str:
+    """The text of a stage's file, or of the definition of a piece."""
+    for family in FAMILIES.values():
+        if name in family:
+            return inspect.getsource(family[name])
+    folder = Path(__file__).parent / ("without_torch" if backend == "numpy" else "")
+    return (folder / f"{name}.py").read_text("utf-8")
 
 
 def idea(stage: str) -> str:
     """What position t knows in this stage, from the first line of its file."""
     first = ast.get_docstring(ast.parse(source(stage))).split("\n")[0]
     return first.partition("position t knows ")[2].rstrip(".")
+
+
+def label(name: str) -> str:
+    """The file of a stage or a piece, and behind a tab, where patch expects a date, its idea."""
+    for file, family in FAMILIES.items():
+        if name in family:
+            said = " ".join(inspect.getdoc(family[name]).split())
+            return f"makemore/without_torch/{file}.py\t{name}: {re.split('[.:] |[.]$', said)[0]}"
+    return f"makemore/{name}.py\tposition t knows {idea(name)}"
+
+
+def families() -> list[list[str]]:
+    """The names that may be compared with each other, in order: the stages first."""
+    return [list(STAGES), *map(list, FAMILIES.values())]
 
 
 def parameters(stage: str) -> int:
@@ -49,39 +80,71 @@ def code_lines(text: str) -> int:
     return len(counted)
 
 
-def pairs(stages: list[str]) -> list[tuple[str, str]]:
-    """What to compare: all neighbours, one stage with the one before it, or the two named."""
-    names = list(STAGES)
-    if not stages:
-        return list(pairwise(names))
-    if len(stages) > 2:
-        raise ValueError(f"diff compares two stages, not {len(stages)}.")
-    if len(stages) == 1:
-        if stages[0] == names[0]:
-            raise ValueError(f"{names[0]} is the first stage, so there is none before it.")
-        return [(names[names.index(stages[0]) - 1], stages[0])]
-    if stages[0] == stages[1]:
-        raise ValueError(f"{stages[0]} and {stages[1]} are one stage, so nothing changes.")
-    return [(stages[0], stages[1])]
+def pairs(chosen: list[str]) -> list[tuple[str, str]]:
+    """What to compare: all neighbours among the stages, one with the one before it, or two."""
+    if not chosen:
+        return list(pairwise(STAGES))
+    if len(chosen) > 2:
+        raise ValueError(f"diff compares two stages, not {len(chosen)}.")
+    family = next(family for family in families() if chosen[0] in family)
+    if len(chosen) == 1:
+        if chosen[0] == family[0]:
+            raise ValueError(f"{family[0]} is the first stage, so there is none before it."
+                             if family[0] in STAGES else f"{family[0]} is the first of its kind.")
+        return [(family[family.index(chosen[0]) - 1], chosen[0])]
+    before, after = chosen
+    if before == after:
+        raise ValueError(f"{before} and {after} are one stage, so nothing changes.")
+    if after not in family:
+        raise ValueError(f"{before} and {after} are of different kinds; {before} can be compared "
+                         f"with {', '.join(name for name in family if name != before)}.")
+    return [(before, after)]
 
 
 def compare(before: str, after: str, context: int = 3, color: bool = False) -> Iterator[str]:
-    """A unified diff between the files of two stages, with what they know and their sizes."""
+    """A unified diff between two stages or pieces, with their ideas and their sizes."""
     texts = source(before), source(after)
     a, b = texts[0].splitlines(), texts[1].splitlines()
-    # behind a tab, where patch expects a date: so it reads past the idea
-    yield paint(f"--- makemore/{before}.py\tposition t knows {idea(before)}", BOLD, color)
-    yield paint(f"+++ makemore/{after}.py\tposition t knows {idea(after)}", BOLD, color)
+    yield paint(f"--- {label(before)}", BOLD, color)
+    yield paint(f"+++ {label(after)}", BOLD, color)
     yield from hunks(a, b, context, color)
     added, removed = counts(a, b)
     code = [code_lines(text) for text in texts]
-    size = [parameters(stage) for stage in (before, after)]
     summary = (
         f"{before} -> {after}: {added} lines added, {removed} removed; "
-        f"{code[0]} -> {code[1]} lines of code; "
-        f"{size[0]:,} -> {size[1]:,} parameters ({size[1] - size[0]:+,})"
+        f"{code[0]} -> {code[1]} lines of code"
     )
+    if before in STAGES:
+        size = [parameters(stage) for stage in (before, after)]
+        summary += f"; {size[0]:,} -> {size[1]:,} parameters ({size[1] - size[0]:+,})"
     yield paint(summary, BOLD, color)
+
+
+def beside(stage: str, width: int, color: bool = False) -> Iterator[str]:
+    """The NumPy version of a stage on the left and the PyTorch version on the right.
+
+    width: of both together, in characters; longer lines go on below. | marks lines that differ,
+    < and > those that only one side has.
+    """
+    texts = [source(stage, backend).splitlines() for backend in ("numpy", "torch")]
+    room = max(20, (width - 3) // 2)
+    left, right = ([part for line in text for part in wrapped(line, room)] for text in texts)
+    files = f"makemore/without_torch/{stage}.py", f"makemore/{stage}.py"
+    yield paint(f"{files[0]:<{room}}   {files[1]}", BOLD, color)
+    for tag, a1, a2, b1, b2 in matcher(left, right).get_opcodes():
+        for a, b in zip_longest(left[a1:a2], right[b1:b2]):
+            sign = " " if tag == "equal" else "<" if b is None else ">" if a is None else "|"
+            a, b = f"{a or '':<{room}}", b or ""
+            if tag != "equal":
+                a, b = paint(a, RED, color), paint(b, GREEN, color)
+            yield f"{a} {sign} {b}".rstrip()
+    code = [code_lines("\n".join(text)) for text in texts]
+    yield paint(f"{stage}: {code[0]} lines of code in NumPy, {code[1]} in PyTorch", BOLD, color)
+
+
+def wrapped(line: str, room: int) -> list[str]:
+    """A line in parts of at most `room` characters, an empty one in one part."""
+    return [line[i:i + room] for i in range(0, len(line), room)] or [""]
 
 
 def counts(a: list[str], b: list[str]) -> tuple[int, int]:

@@ -26,3 +26,8 @@ RECIPES = {
         ),
     },
 }
+
+IN_NUMPY = {  # where the NumPy version is best trained otherwise
+    "lines": {"mlp": dict(steps=1000, width=256, dropout=0.1)},
+    "text": {},
+}

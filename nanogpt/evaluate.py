@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from makemore import IGNORED, LanguageModel
+from makemore.model import IGNORED, LanguageModel
 
 from .machine import Machine
 

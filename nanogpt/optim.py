@@ -3,39 +3,53 @@
 import torch
 from torch import Tensor, nn
 
+from makemore.bridge import FromNumpy, NumpyOptimizer
+
 OPTIMIZERS = ("muon", "adamw")
+BETAS = (0.9, 0.99)  # of AdamW
 
 
 def make_optimizers(
     model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0
-) -> list[torch.optim.Optimizer]:
+) -> list[torch.optim.Optimizer] | list[NumpyOptimizer]:
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
-    hold for them. Weight decay is for matrices alone. Both take the same learning rate.
+    hold for them. Weight decay is for matrices alone. Both take the same learning rate. A model in
+    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these.
     """
-    assert kind in OPTIMIZERS
     decayed, muon, rest = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in weights.items():
         if parameter.ndim < 2:
-            rest.append(parameter)
+            rest.append(name)
         elif kind == "muon" and name.startswith("layers.") and parameter.ndim == 2:
-            muon.append(parameter)
+            muon.append(name)
         else:
-            decayed.append(parameter)
+            decayed.append(name)
+    if isinstance(model, FromNumpy):
+        by_hand = NumpyOptimizer(weights, lr)
+        betas = dict(zip(("keep_mean", "keep"), BETAS))
+        if kind in OPTIMIZERS:
+            by_hand.use("muon", muon, decay=weight_decay)
+            by_hand.use("adamw", decayed, **betas, decay=weight_decay)
+            by_hand.use("adamw", rest, **betas, decay=0.0)
+        else:
+            by_hand.use(kind, list(weights))
+        return [by_hand]
+    assert kind in OPTIMIZERS
     groups = [
-        dict(params=decayed, weight_decay=weight_decay),
-        dict(params=rest, weight_decay=0.0),
+        dict(params=[weights[name] for name in decayed], weight_decay=weight_decay),
+        dict(params=[weights[name] for name in rest], weight_decay=0.0),
     ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused))
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=fused))
     if muon:
-        optimizers.append(Muon(muon, lr=lr, weight_decay=weight_decay))
+        matrices = [weights[name] for name in muon]
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
     return optimizers
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from argparse import Namespace
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import get_origin
 
@@ -11,10 +11,18 @@ import data
 import makemore
 from data import cli
 from data.cli import add, flag
-from makemore.recipes import RECIPES
+from makemore import BACKENDS
+from makemore.recipes import IN_NUMPY, RECIPES
+from makemore.without_torch.activations import ACTIVATIONS
+from makemore.without_torch.initialisation import INITS
+from makemore.without_torch.norms import NORMS
+from makemore.without_torch.optimizers import OPTIMIZERS as BY_HAND
+from makemore.without_torch.schedules import SCHEDULES
 
 from .machine import DEVICES, DTYPES
 from .optim import OPTIMIZERS
+
+PLAIN = ("cpu", "float32", False)  # device, dtype and compile of the NumPy backend
 
 
 @dataclass
@@ -24,7 +32,7 @@ class Config:
     model: str
     data: str
     lines: bool
-    sizes: dict[str, int | float]  # of the model, under the names of its __init__
+    sizes: dict[str, int | float | str]  # of the model, under the names of its __init__
     block_size: int
     steps: int
     batch_size: int
@@ -39,6 +47,9 @@ class Config:
     device: str
     dtype: str
     compile: bool
+    schedule: str = "cosine"
+    backend: str = "torch"
+    count: bool = False  # the pairs, for the first weights of a bigram
 
     def check(self) -> None:
         """ValueError for a setting that cannot work."""
@@ -47,15 +58,25 @@ class Config:
             if not isinstance(value, (int, float) if kind is float else kind):
                 raise ValueError(f"{flag(field.name)} must be of {kind.__name__}, not {value!r}.")
         for name in ("steps", "batch_size", "block_size", "eval_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and not (name == "steps" and self.count):
                 raise ValueError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
         for name in ("warmup", "weight_decay", "clip", "patience", "seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 value = getattr(self, name)
                 raise ValueError(f"{flag(name)} must be at least 0 and below 2**63, not {value}.")
-        for name, known in (("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{flag(name)} must be one of {', '.join(known)}.")
+        optimizers = OPTIMIZERS if self.backend == "torch" else BY_HAND
+        known = dict(optimizer=optimizers, dtype=DTYPES, schedule=SCHEDULES, backend=BACKENDS)
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                here = f" with --backend={self.backend}" if name == "optimizer" else ""
+                raise ValueError(f"{flag(name)} must be one of {', '.join(choices)}{here}.")
+        if self.backend == "numpy" and (self.device, self.dtype, self.compile) != PLAIN:
+            raise ValueError("NumPy computes on the CPU, in float32 and as written: "
+                             "leave out --device, --dtype and --compile, or --backend=numpy.")
+        if self.count and (self.model, self.backend) != ("bigram", "numpy"):
+            raise ValueError("--count is for --model=bigram --backend=numpy.")
+        if self.weight_decay and self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"{self.optimizer} has no --weight-decay; adamw and muon have.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
 
@@ -69,6 +90,10 @@ def make_parser() -> cli.Parser:
     text = f"{sets}, a text file, or a folder with train.txt (default names)"
     add(group, "data", text, str, metavar="DATA")
     add(group, "lines", "every line is an item of its own", bool)
+    text = "numpy: bigram and mlp without PyTorch, every gradient by hand (default torch)"
+    add(group, "backend", text, str, choices=list(BACKENDS))
+    text = "begin with the shares of the pairs, counted; with --backend=numpy, and 0 steps then"
+    add(group, "count", text, bool)
     group = parser.add_argument_group("size of the model (default: the stage's, or its recipe's)")
     add(group, "layers", "layers, one on the other")
     add(group, "heads", "attention heads; they must divide the width")
@@ -76,14 +101,24 @@ def make_parser() -> cli.Parser:
     add(group, "context", "tokens that the mlp sees, the current one included")
     add(group, "embed", "features of a token before the mlp's layer")
     add(group, "dropout", "share of the features that training leaves out", float)
+    for name, choices, text in (
+        ("activation", ACTIVATIONS, "what bends the features (default tanh)"),
+        ("norm", ["none", *NORMS], "what is normalised before it (default none)"),
+        ("init", INITS, "how the first weights are drawn (default xavier)"),
+    ):
+        text = f"{text}; --backend=numpy"
+        add(group, name, text, str, choices=list(choices))
     add(group, "block_size", "tokens of context (default: the longest line, or 64 of a text)")
     group = parser.add_argument_group("training (default: the stage's recipe)")
     add(group, "steps", "steps of the optimizer")
     add(group, "batch_size", "rows a step: lines, or windows of the block size")
     add(group, "lr", "learning rate at its peak", float)
-    add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
-    add(group, "optimizer", "muon for the layers' matrices, or adamw for all (default muon)", str,
-        choices=OPTIMIZERS)
+    text = "steps to the peak, of cosine and wsd (default 100, at most a tenth of the steps)"
+    add(group, "warmup", text)
+    text = "muon for the layers' matrices, or adamw for all; others in NumPy alone (default muon)"
+    add(group, "optimizer", text, str, choices=list(BY_HAND))
+    add(group, "schedule", "what becomes of the learning rate after the warm-up (default cosine)",
+        str, choices=list(SCHEDULES))
     add(group, "weight_decay", "of matrices (default: the recipe's, else 0)", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
     add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
@@ -108,20 +143,30 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     """
     given = {name: value for name, value in vars(args).items() if value is not None}
     stage = given.get("model", repeated.get("model", "transformer"))
-    recipe = RECIPES[dataset.kind][stage]
-    sizes = makemore.sizes(stage)
-    known = set().union(*map(makemore.sizes, makemore.STAGES))
-    for name in given.keys() & (known - sizes.keys()):
+    backend = given.get("backend", repeated.get("backend", "torch"))
+    recipe = RECIPES[dataset.kind][stage] | {"backend": backend}
+    if backend == "numpy":
+        recipe |= IN_NUMPY[dataset.kind].get(stage, {})
+    sizes = makemore.sizes(stage, backend)
+    every = [makemore.sizes(s, b) for b, stages in BACKENDS.items() for s in stages]
+    for name in given.keys() & (set().union(*every) - sizes.keys()):
         takes = ", ".join(map(flag, sizes)) or "no sizes"
-        raise ValueError(f"the stage {stage} has no {flag(name)}; it takes {takes}.")
+        where = " in NumPy" if backend == "numpy" else ""
+        raise ValueError(f"the stage {stage}{where} has no {flag(name)}; it takes {takes}.")
+    if given.get("count"):
+        recipe["steps"] = 0
+    if (stage, backend) != ("bigram", "numpy"):
+        repeated = repeated | {"count": False}
     chosen = recipe | (repeated["sizes"] if repeated.get("model") == stage else {}) | given
     steps = (recipe | repeated | given)["steps"]
     defaults = dict(
         lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
         optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
-        seed=0, device="auto", dtype="float32", compile=False,
+        seed=0, device="auto", dtype="float32", compile=False, schedule="cosine", count=False,
     )
     settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
+    if backend == "numpy" and settings["device"] == "auto":
+        settings["device"] = "cpu"
     settings["sizes"] = {name: chosen.get(name, default) for name, default in sizes.items()}
     config = Config(**{field.name: settings[field.name] for field in fields(Config)})
     config.check()
@@ -140,10 +185,11 @@ def read_config(path: Path) -> dict:
 
 def restore_config(saved: dict) -> Config:
     """The settings of a config.json or a checkpoint. ValueError: one is missing or cannot work."""
-    missing = [field.name for field in fields(Config) if field.name not in saved]
-    if missing:
+    needed = [field.name for field in fields(Config) if field.default is MISSING]
+    if missing := [name for name in needed if name not in saved]:
         raise ValueError(f"the setting {missing[0]} is missing; was another version at work?")
-    config = Config(**{field.name: saved[field.name] for field in fields(Config)})
+    known = {field.name for field in fields(Config)}
+    config = Config(**{name: value for name, value in saved.items() if name in known})
     config.check()
-    makemore.sizes(config.model)
+    makemore.sizes(config.model, config.backend)
     return config

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data import CharTokenizer, cli, default_block_size, load
-from makemore import STAGES, __main__, build, diff, sizes
+from makemore import STAGES, __main__, build, diff, sizes, stage_class
 
 ROOT = Path(__file__).parents[1]
 NEIGHBOURS = list(pairwise(STAGES))
@@ -218,6 +218,14 @@ def test_no_stage_alone_is_all_neighbours_and_one_is_from_the_stage_before(comma
     (["../model"], "there is no stage ../model. The stages are bigram, "),
     (["bigram"], "bigram is the first stage, so there is none before it."),
     (["rnn", "rnn"], "rnn and rnn are one stage, so nothing changes."),
+    (["adm"], "there is no stage adm. Did you mean adam? "),
+    (["sgd"], "sgd is the first of its kind."),
+    (["adam", "relu"], "adam and relu are of different kinds; adam can be compared with sgd, "),
+    (["rnn", "adam"], "rnn and adam are of different kinds; rnn can be compared with bigram, "),
+    (["--backend"], "--backend compares the two versions of one stage; name bigram or mlp."),
+    (["--backend", "rnn", "gru"], "--backend compares the two versions of one stage; "),
+    (["--backend", "gru"], "the stage gru has no numpy version; these have: bigram, mlp."),
+    (["--backend", "adam"], "there is no stage adam. "),
     (["rnn", "gru", "lstm"], "diff compares two stages, not 3."),
     (["rnn", "gru", "--context=-1"], "--context must be at least 0, not -1."),
     (["rnn", "gru", "--context=x"], "argument --context: invalid int value: 'x'"),
@@ -238,6 +246,68 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(60) == 141
     process.stderr.close()
+
+
+# The pieces
+
+
+PIECES = [pair for family in diff.FAMILIES.values() for pair in pairwise(family)]
+
+
+@pytest.mark.parametrize("pair", PIECES, ids="-".join)
+def test_a_diff_of_pieces_is_that_of_their_definitions(pair):
+    a, b = (diff.source(name).splitlines() for name in pair)
+    whole = list(diff.compare(*pair, context=1000))[3:-1]
+    assert [line[1:] for line in whole if line[0] != "+"] == a
+    assert [line[1:] for line in whole if line[0] != "-"] == b
+    assert re.match(r"(class|def) \w+", b[0])
+
+
+def test_no_name_stands_twice():
+    names = [name for family in diff.families() for name in family]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("pair", list(pairwise(diff.FAMILIES["optimizers"])), ids="-".join)
+def test_an_optimizer_is_a_few_lines_from_the_one_before(pair):
+    """In code: the words of the docstring and the name of the class always differ."""
+    def code(name):
+        tree = ast.parse(diff.source(name))
+        tree.body[0].body[0], tree.body[0].name = ast.Pass(), "Piece"
+        return ast.unparse(tree).splitlines()
+
+    added, removed = diff.counts(*map(code, pair))
+    assert added <= 8 and removed <= 11
+
+
+def test_pieces_on_the_command_line(command):
+    code, out, err = command("diff", "rmsprop", "adam")
+    assert (code, err) == (0, "")
+    assert out.startswith("--- makemore/without_torch/optimizers.py\trmsprop: ")
+    assert out.splitlines()[-1].startswith("rmsprop -> adam: ") and "parameters (" not in out
+    assert command("diff", "adam")[1] == out
+
+
+@pytest.mark.parametrize("stage", ["bigram", "mlp"])
+@pytest.mark.parametrize("width", [60, 231])
+def test_numpy_beside_pytorch(stage, width):
+    head, *lines, summary = diff.beside(stage, width)
+    room = (width - 3) // 2
+    left = [line[:room].rstrip() for line in lines]
+    right = [line[room + 3:] for line in lines]
+    signs = [line[room + 1:room + 2] for line in lines]
+    for side, backend, other in ((left, "numpy", ">"), (right, "torch", "<")):
+        shown = "".join(part for part, sign in zip(side, signs) if sign != other)
+        text = diff.source(stage, backend)
+        assert re.sub(r"\s", "", shown) == re.sub(r"\s", "", text)
+    assert head.split() == [f"makemore/without_torch/{stage}.py", f"makemore/{stage}.py"]
+    assert summary.startswith(f"{stage}: ")
+
+
+def test_backends_on_the_command_line(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = command("diff", "mlp", "--backend")
+    assert (code, err) == (0, "") and out.splitlines() == list(diff.beside("mlp", 120))
 
 
 # Colours
@@ -303,14 +373,14 @@ def kind(node, model):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_file_has_the_same_layout(stage):
     tree = ast.parse(diff.source(stage))
-    kinds = [kind(node, STAGES[stage].__name__) for node in tree.body]
+    kinds = [kind(node, STAGES[stage]) for node in tree.body]
     order = ["docstring", "import", "function", "layer", "model"]
     assert set(kinds) <= set(order) and kinds == sorted(kinds, key=order.index)
     assert (kinds[0], kinds[-1], kinds.count("model")) == ("docstring", "model", 1)
     assert ("layer" in kinds) == (stage != "bigram")
     imports = [ast.unparse(node) for node in tree.body if "Import" in type(node).__name__]
     assert imports[-1] == "from .model import LanguageModel" and "from torch import nn" in imports
-    assert STAGES[stage].__module__ == f"makemore.{stage}"
+    assert stage_class(stage).__module__ == f"makemore.{stage}"
     label = re.fullmatch(r"(\w+): position t knows [^.]+\.", lines_of(stage)[0].strip('"'))
     assert label and label[1].lower() == stage
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import data
-from makemore import IGNORED, STAGES, build, sizes
+from makemore import STAGES, build, sizes, stage_class
 from makemore.cnn import CNN
 from makemore.mlp import MLP
+from makemore.model import IGNORED
 from makemore.transformer import Attention, mask_of, rotary_frequencies
 from nanogpt.optim import make_optimizers
 from sample import pack_prompts
@@ -597,7 +598,7 @@ def test_sizes_are_what_build_takes(stage):
     model = build(stage, 30, 16)
     torch.manual_seed(0)
     given = build(stage, 30, 16, **sizes(stage))
-    assert type(model) is STAGES[stage]
+    assert type(model) is stage_class(stage)
     for a, b in zip(model.parameters(), given.parameters(), strict=True):
         assert torch.equal(a, b)
     assert sum(parameter.numel() for parameter in model.parameters()) <= 300_000

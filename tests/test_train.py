@@ -25,6 +25,7 @@ import makemore
 import train
 from data import runs
 from makemore.recipes import RECIPES
+from makemore.without_torch import schedules
 from nanogpt.machine import choose
 from sample import load_run
 
@@ -217,10 +218,10 @@ def test_the_learning_rate_rises_and_falls(steps, warmup):
     rising, falling = shares[: min(warmup, steps)], shares[warmup:steps]
     assert all(a < b for a, b in zip(rising, rising[1:]))
     assert all(a > b for a, b in zip(falling, falling[1:]))
-    assert all(share >= train.FINAL_LR * (1 - 1e-9) for share in shares[warmup:])
+    assert all(share >= schedules.FINAL * (1 - 1e-9) for share in shares[warmup:])
     if len(falling) > 1:
-        assert shares[steps - 1] == pytest.approx(train.FINAL_LR)
-        assert shares[-1] == pytest.approx(train.FINAL_LR)
+        assert shares[steps - 1] == pytest.approx(schedules.FINAL)
+        assert shares[-1] == pytest.approx(schedules.FINAL)
 
 
 def test_the_optimizers_get_the_learning_rate(tmp_path, updates):
