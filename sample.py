@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import data
-import makemore
+import nanogpt
 from data import cli, runs
 from data.cli import add, flag
 from makemore.model import LanguageModel
@@ -20,27 +20,31 @@ from nanogpt.machine import DEVICES, choose
 KNOWN = "  (in the training set)"
 
 
-def load_run(path: str | Path) -> tuple[LanguageModel, data.CharTokenizer]:
+def load_run(path: str | Path) -> tuple[LanguageModel, data.Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a run folder (its best) or a checkpoint.
 
     ValueError: no checkpoint there, or one that is damaged or of another version.
     """
-    checkpoint = runs.load_checkpoint(Path(path))
-    return restore(checkpoint)
+    return restore(runs.load_checkpoint(Path(path)))
 
 
-def restore(checkpoint: dict) -> tuple[LanguageModel, data.CharTokenizer]:
+def restore(checkpoint: dict) -> tuple[LanguageModel, data.Tokenizer]:
     """The model and the tokenizer in a checkpoint that is loaded. ValueError: another version's."""
     try:
         config = checkpoint["config"]
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
         sizes = (tokenizer.vocab_size, config["block_size"])
         backend = config.get("backend", "torch")
-        model = makemore.build(config["model"], *sizes, backend, **config["sizes"])
-        model.load_state_dict(checkpoint["model"])
+        model = nanogpt.build(config["model"], *sizes, backend, **config["sizes"])
+        load_weights(model, checkpoint)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the checkpoint is of another version ({error}).") from None
     return model.eval(), tokenizer
+
+
+def load_weights(model: LanguageModel, checkpoint: dict) -> None:
+    """The weights of a checkpoint into its model: the averaged ones, where there are."""
+    model.load_state_dict(checkpoint["model"] | checkpoint.get("average", {}))
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -136,7 +140,7 @@ def pack_prompts(prompts: list[list[int]], device="cpu") -> tuple[Tensor, Tensor
     return tokens, torch.tensor(segments, device=device)
 
 
-def starts(prompt: str, tokenizer: data.CharTokenizer, separated: bool) -> list[int]:
+def starts(prompt: str, tokenizer: data.Tokenizer, separated: bool) -> list[int]:
     """The tokens that a sample goes on from. ValueError: a character the model has never seen.
 
     A document begins with the END token. A text that was never parted has none, so there a
@@ -144,13 +148,15 @@ def starts(prompt: str, tokenizer: data.CharTokenizer, separated: bool) -> list[
     """
     if separated:
         return [data.END] + tokenizer.encode(prompt)
-    known = tokenizer.characters
-    return tokenizer.encode(prompt or ("\n" if "\n" in known else known[0]))
+    if not prompt:
+        known = tokenizer.characters if tokenizer.kind == "char" else "\n"
+        prompt = "\n" if "\n" in known else known[0]
+    return tokenizer.encode(prompt)
 
 
 def stream(
     model: LanguageModel,
-    tokenizer: data.CharTokenizer,
+    tokenizer: data.Tokenizer,
     prompt: str,
     num: int,
     length: int,
@@ -162,6 +168,7 @@ def stream(
     All samples are drawn together; the first is shown while it grows, the next wait their turn.
     """
     waiting: list[list[str]] = [[prompt] for _ in range(num)]
+    decoders = [tokenizer.decoder() for _ in range(num)]
     begin = starts(prompt, tokenizer, separated)
     never = [data.USER, data.ASSISTANT, data.TURN] + ([] if separated else [data.END])
     drawn = generate(model, [begin] * num, length, never=never, **how)
@@ -169,7 +176,9 @@ def stream(
     for sample, token in drawn:
         counts[sample] += 1
         over[sample] = token == data.END or counts[sample] == length
-        waiting[sample].append(tokenizer.decode([token]))
+        waiting[sample].append(decoders[sample].push(token))
+        if over[sample]:
+            waiting[sample].append(decoders[sample].flush())
         while shown < num and waiting[shown]:
             yield shown, "".join(waiting[shown])
             waiting[shown] = []
@@ -259,7 +268,7 @@ def main() -> None:
     args = parser.parse_args()
     check(args)
 
-    makemore.sizes(args.model or "transformer")  # says so if there is no such stage
+    nanogpt.sizes(args.model or "transformer")  # says so if there is no such stage
     run = args.run or runs.newest_run(args.model or "transformer")
     checkpoint = runs.load_checkpoint(run)
     config = checkpoint["config"]

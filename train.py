@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-import makemore
+import nanogpt
 import sample
 from data import cli, runs
 from data.cli import flag
@@ -29,7 +29,8 @@ from makemore.model import IGNORED
 from makemore.without_torch.schedules import SCHEDULES
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
-from nanogpt.optim import make_optimizers
+from nanogpt.optim import Average, make_optimizers
+from nanogpt.recipes import RECIPES
 from nanogpt.settings import Config, make_parser, read_config, restore_config, settle
 
 SAVE_SECONDS = 60  # a crash costs at most this much of a run
@@ -85,8 +86,10 @@ def train(
     """
     optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
     scaler = machine.scaler()
+    average = Average(model, config.average)
     progress = Progress()
     if resume:
+        average.load_state_dict(resume.get("average", {}))
         progress = Progress(**resume["progress"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -101,6 +104,7 @@ def train(
         progress.seconds = time.monotonic() - began
         state = {
             "model": model.state_dict(),
+            "average": average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "scaler": scaler.state_dict(),
             "progress": asdict(progress),
@@ -110,7 +114,8 @@ def train(
 
     def validate() -> None:
         model.eval()
-        val_loss = evaluate()
+        with average.in_place():
+            val_loss = evaluate()
         model.train()
         if not math.isfinite(val_loss):
             what = f"the validation loss is {val_loss}"
@@ -143,11 +148,15 @@ def train(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * lr_factor(progress.step, config)
-            torch.manual_seed(dropout_seed(config.seed, progress.step))
             batch = batches(config.seed, progress.step)
-            with machine.autocast():
-                nats = loss(*to_device(batch, machine.device))
-            scaler.scale(nats).backward()
+            tokens, nats = count(batch), 0.0
+            for number, part in enumerate(parts(batch, config.accumulate)):
+                torch.manual_seed(dropout_seed(config.seed, progress.step, number))
+                with machine.autocast():
+                    # parts count by their targets, so that they add up to the loss of the batch
+                    share = loss(*to_device(part, machine.device)) * (count(part) / tokens)
+                scaler.scale(share).backward()
+                nats += share.detach()
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
@@ -162,9 +171,10 @@ def train(
                     scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
+            average.update(progress.step)
 
             progress.step += 1
-            progress.tokens += int((batch[1] != IGNORED).sum())
+            progress.tokens += tokens
             progress.loss_sum += value
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
@@ -180,6 +190,17 @@ def train(
                 raise Stopped(f"stopped at step {progress.step} and saved.")
     progress.seconds = time.monotonic() - began
     return progress
+
+
+def count(batch: tuple[np.ndarray, ...]) -> int:
+    """The targets of a batch."""
+    return int((batch[1] != IGNORED).sum())
+
+
+def parts(batch: tuple[np.ndarray, ...], number: int) -> list[tuple[np.ndarray, ...]]:
+    """The rows of a batch in so many equal parts, without those that have no target."""
+    cut = list(zip(*(np.split(array, number) for array in batch)))
+    return [part for part in cut if count(part)]
 
 
 def out_of_patience(progress: Progress, config: Config) -> bool:
@@ -199,7 +220,7 @@ def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -
 
 def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machine, progress):
     """Judge the best checkpoint, and put result.json and its samples into the run folder."""
-    model.load_state_dict(runs.load_checkpoint(run / "best.pt")["model"])
+    sample.load_weights(model, runs.load_checkpoint(run / "best.pt"))
     model.eval()
     measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine)
     result = {
@@ -253,8 +274,12 @@ def batches_of(dataset: data.Dataset, tokenizer, config: Config, machine: Machin
 
 def new_run(args: Namespace) -> None:
     repeated = read_config(args.config) if args.config else {}
+    if args.recipe and args.config:
+        raise ValueError("--recipe and --config both say what to begin with; give one of them.")
     if args.data is None:
-        source, lines = repeated.get("data", "names"), repeated.get("lines", False)
+        usual = "tales" if args.model == "gpt" else "names"
+        usual = RECIPES[args.recipe]["data"] if args.recipe else usual
+        source, lines = repeated.get("data", usual), repeated.get("lines", False)
     else:
         source, lines = args.data, False
         repeated["lines"] = False
@@ -266,10 +291,10 @@ def new_run(args: Namespace) -> None:
     if args.data is None and repeated.get("fingerprint", fingerprint) != fingerprint:
         print(f"note: {source} has changed since {args.config} was written.")
     machine = choose(config.device, config.dtype, config.compile)
-    tokenizer = data.CharTokenizer.train(text for part in dataset.splits.values() for text in part)
+    tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
     torch.manual_seed(config.seed)
     sizes = (tokenizer.vocab_size, config.block_size)
-    model = makemore.build(config.model, *sizes, config.backend, **config.sizes)
+    model = nanogpt.build(config.model, *sizes, config.backend, **config.sizes)
     if config.count:
         model.model.count(data.evaluation_batches(dataset, tokenizer, "train", config.block_size))
     batches = batches_of(dataset, tokenizer, config, machine)
@@ -340,6 +365,7 @@ def carry_out(
     for note in dataset.notes + machine.notes + notes:
         print(f"note: {note}")
     model.to(machine.device)
+    model.checkpointing = config.checkpointing
     groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
 
     def evaluate() -> float:

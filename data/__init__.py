@@ -4,7 +4,8 @@
     tokenizer = CharTokenizer.train(text for split in dataset.splits.values() for text in split)
     tokens, targets = batches(dataset, tokenizer, block_size=16, batch_size=32)(seed=1, step=0)
 
-`python -m data SOURCE` shows what a text holds. NumPy only, but for the checkpoints in runs.py,
+`python -m data SOURCE` shows what a text holds. Texts too large for memory are streamed, and their
+tokens kept in a cache: see corpus.py and cache.py. NumPy only, but for the checkpoints in runs.py,
 which need PyTorch and are imported from there; tiktoken and regex are imported where byte pairs
 are first used.
 """
@@ -16,15 +17,19 @@ from .batches import (
     characters,
     default_block_size,
     evaluation_batches,
+    extent,
     longest,
     order,
     split_ids,
 )
-from .sets import SETS, Dataset, load, names_with_origins, tales
+from .cache import tokens_of
+from .corpus import Streamed
+from .sets import SETS, Dataset, load, names_with_origins, size, tales
 from .tokenizer import (
     ASSISTANT,
     END,
     SPECIALS,
+    TOKENIZERS,
     TURN,
     USER,
     BytePairTokenizer,
@@ -32,12 +37,14 @@ from .tokenizer import (
     Decoder,
     GPT2Tokenizer,
     Tokenizer,
+    make_tokenizer,
     tokenizer_from_dict,
 )
 
 __all__ = [
-    "ASSISTANT", "END", "SETS", "SPECIALS", "TURN", "USER", "BytePairTokenizer", "CharTokenizer",
-    "Dataset", "Decoder", "GPT2Tokenizer", "LineBatches", "TextBatches", "Tokenizer", "batches",
-    "characters", "default_block_size", "evaluation_batches", "load", "longest",
-    "names_with_origins", "order", "split_ids", "tales", "tokenizer_from_dict",
+    "ASSISTANT", "END", "SETS", "SPECIALS", "TOKENIZERS", "TURN", "USER", "BytePairTokenizer",
+    "CharTokenizer", "Dataset", "Decoder", "GPT2Tokenizer", "LineBatches", "Streamed",
+    "TextBatches", "Tokenizer", "batches", "characters", "default_block_size", "evaluation_batches",
+    "extent", "load", "longest", "make_tokenizer", "names_with_origins", "order", "size",
+    "split_ids", "tales", "tokenizer_from_dict", "tokens_of",
 ]

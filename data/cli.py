@@ -48,9 +48,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add(group, name: str, text: str, kind: type = int, **more) -> None:
-    """A flag of that kind with its help; bool takes no value. Not given, it is None."""
+    """A flag of that kind with its help; bool takes no value. Not given, it is None.
+
+    switch: a bool that can be turned off too, by --no-NAME.
+    """
     if kind is bool:
-        more |= dict(action="store_true", default=None)
+        switch = more.pop("switch", False)
+        action = argparse.BooleanOptionalAction if switch else "store_true"
+        more |= dict(action=action, default=None)
     else:
         more["type"] = kind
         if "choices" not in more:

@@ -5,6 +5,7 @@ it give text, nor does an id outside the vocabulary: a model's may be padded to 
 """
 
 import codecs
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -34,9 +35,17 @@ class Decoder:
 
 
 class Tokenizer:
-    """What all have: a kind, vocab_size, encode, decode, decode_bytes, to_dict, and these."""
+    """What all have: a kind, vocab_size, to_dict, encode, decode, decode_bytes, and these.
+
+    encode_array(text), too: the ids of encode(text) as an array of self.dtype, far faster.
+    """
 
     kind: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     def decoder(self) -> Decoder:
         """For tokens that come one by one."""
@@ -57,6 +66,11 @@ class Tokenizer:
         return d
 
 
+def code_points(text: str) -> np.ndarray:
+    """The number of each character of a text in Unicode, uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
 class CharTokenizer(Tokenizer):
     """One token a character, after the special tokens."""
 
@@ -71,10 +85,16 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharTokenizer":
         """The tokenizer of all distinct characters of `texts`, sorted by code point."""
-        found = set()
+        found = np.zeros(sys.maxunicode + 1, dtype=bool)
+        held, size = [], 0
         for text in texts:
-            found.update(text)
-        return cls("".join(sorted(found)))
+            held.append(text)
+            size += len(text)
+            if size > 2**20:  # many at once, but of a large text never all
+                found[code_points("".join(held))] = True
+                held, size = [], 0
+        found[code_points("".join(held))] = True
+        return cls("".join(map(chr, np.flatnonzero(found))))
 
     @property
     def vocab_size(self) -> int:
@@ -92,6 +112,21 @@ class CharTokenizer(Tokenizer):
                 f"the tokenizer has never seen {unseen}; leave it out, or train on text that "
                 f"has it (the {len(self.characters)} known characters: {known})"
             ) from None
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """The id of every code point; 0, which is no character's, for the unknown ones."""
+        known = code_points(self.characters)
+        table = np.zeros(int(known.max(initial=0)) + 2, dtype=self.dtype)
+        table[known] = np.arange(len(SPECIALS), self.vocab_size)
+        return table
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of the characters of `text`. ValueError if it has unseen characters."""
+        ids = self._table.take(code_points(text), mode="clip")  # what is too high: the last, 0
+        if not ids.all():
+            self.encode(text)  # says which
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and ids outside the vocabulary give no text."""
@@ -113,6 +148,16 @@ class CharTokenizer(Tokenizer):
         if not isinstance(characters, str) or len(set(characters)) < len(characters):
             raise ValueError("expected a text of distinct characters; the tokenizer is damaged")
         return cls(characters)
+
+
+def too_blank(text: str, block: int = 200_000) -> bool:
+    """Whether tiktoken must get a text word by word.
+
+    It fails at about a million blanks in a row, unless they are all that it is given. So many fill
+    at least one of the blocks that are looked at here.
+    """
+    last = len(text) - block
+    return any(text[i:i + block].isspace() for i in range(0, last + 1, block))
 
 
 class Subwords(Tokenizer):
@@ -140,18 +185,22 @@ class Subwords(Tokenizer):
     def _encoding(self):
         import tiktoken  # here, so that whoever works on characters does without
 
+        # Without a special token encode_to_numpy would look for an empty one before every byte.
         return tiktoken.Encoding("rungs", pat_str=SPLIT, mergeable_ranks=self.ids,
-                                 special_tokens={})
+                                 special_tokens={SPECIALS[END]: END})
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`: those of the plain `bpe.encode`, by tiktoken, much faster."""
-        # tiktoken fails at about a million blanks in a row, unless they are all that it is given.
-        # So many fill at least one of these blocks: then it gets the text word by word.
-        block = 200_000
-        last = len(text) - block
-        if any(text[i:i + block].isspace() for i in range(0, last + 1, block)):
+        if too_blank(text):
             return [i for word in split(text) for i in self._encoding.encode_ordinary(word)]
         return self._encoding.encode_ordinary(text)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text` as an array. Threads that call it run side by side."""
+        if too_blank(text):
+            return np.array(self.encode(text), dtype=self.dtype)
+        text = well_formed(text)
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD where their bytes are not UTF-8."""
@@ -220,11 +269,25 @@ class GPT2Tokenizer(Subwords):
         return cls()
 
 
+TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, BytePairTokenizer, GPT2Tokenizer)}
+
+
+def make_tokenizer(kind: str, vocab_size: int, splits: dict[str, Iterable[str]]) -> Tokenizer:
+    """The tokenizer of that kind for the texts in splits: byte pairs are learned from train alone.
+
+    vocab_size: at most so many byte pairs. ValueError as the kinds raise it.
+    """
+    if kind == "bpe":
+        return BytePairTokenizer.train(splits["train"], vocab_size, progress=True)
+    if kind == "gpt2":
+        return GPT2Tokenizer()
+    return CharTokenizer.train(text for part in splits.values() for text in part)
+
+
 def tokenizer_from_dict(d: dict) -> Tokenizer:
     """The tokenizer that some `to_dict` described. ValueError if its kind is unknown."""
     kind = d.get("kind") if isinstance(d, dict) else None
-    for tokenizer in (CharTokenizer, BytePairTokenizer, GPT2Tokenizer):
-        if kind == tokenizer.kind:
-            return tokenizer.from_dict(d)
+    if kind in TOKENIZERS:
+        return TOKENIZERS[kind].from_dict(d)
     raise ValueError(f"unknown kind of tokenizer {kind!r}; this version knows 'char', 'bpe' and "
                      "'gpt2', so a newer version may have written it")

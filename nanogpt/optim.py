@@ -1,5 +1,7 @@
 """The optimizers: Muon for the matrices inside the layers, AdamW for everything else."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,52 @@ def make_optimizers(
         matrices = [weights[name] for name in muon]
         optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
     return optimizers
+
+
+class Average:
+    """An exponential average of the weights, which is often better than the last of them.
+
+    (Polyak & Juditsky 1992.) keep: the share of the old average that stays at each step, lower in
+    the first steps; 0: there is no average, and nothing is done.
+    """
+
+    def __init__(self, model: nn.Module, keep: float):
+        self.keep = keep
+        self.weights = dict(model.named_parameters()) if keep else {}
+        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the weights after that step into the average."""
+        if self.average:
+            share = 1 - min(self.keep, (1 + step) / (10 + step))
+            weights = [weight.detach() for weight in self.weights.values()]
+            torch._foreach_lerp_(list(self.average.values()), weights, share)
+
+    @contextmanager
+    def in_place(self):
+        """Within it, the model has the averaged weights."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        for name, weight in self.weights.items():
+            mine = self.average[name]
+            kept = weight.clone()
+            weight.copy_(mine)
+            mine.copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.average
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, weight in self.average.items():
+            weight.copy_(state[name])
 
 
 class Muon(torch.optim.Optimizer):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_origin
 
 import data
-import makemore
 from data import cli
 from data.cli import add, flag
 from makemore import BACKENDS
@@ -19,8 +18,11 @@ from makemore.without_torch.norms import NORMS
 from makemore.without_torch.optimizers import OPTIMIZERS as BY_HAND
 from makemore.without_torch.schedules import SCHEDULES
 
+from . import STAGES, sizes
+from .gpt import ARCHS, CHOICES, SIZES
 from .machine import DEVICES, DTYPES
 from .optim import OPTIMIZERS
+from .recipes import RECIPES as NAMED
 
 PLAIN = ("cpu", "float32", False)  # device, dtype and compile of the NumPy backend
 
@@ -32,7 +34,7 @@ class Config:
     model: str
     data: str
     lines: bool
-    sizes: dict[str, int | float | str]  # of the model, under the names of its __init__
+    sizes: dict[str, int | float | str | bool]  # of the model, under the names of its __init__
     block_size: int
     steps: int
     batch_size: int
@@ -50,6 +52,11 @@ class Config:
     schedule: str = "cosine"
     backend: str = "torch"
     count: bool = False  # the pairs, for the first weights of a bigram
+    tokenizer: str = "char"
+    vocab_size: int = 0  # at most, of byte pairs that are learned here
+    accumulate: int = 1  # parts of a batch, one after the other, where it does not fit at once
+    average: float = 0.0  # how much of the averaged weights stays at each step; 0 is off
+    checkpointing: bool = False
 
     def check(self) -> None:
         """ValueError for a setting that cannot work."""
@@ -65,7 +72,8 @@ class Config:
                 value = getattr(self, name)
                 raise ValueError(f"{flag(name)} must be at least 0 and below 2**63, not {value}.")
         optimizers = OPTIMIZERS if self.backend == "torch" else BY_HAND
-        known = dict(optimizer=optimizers, dtype=DTYPES, schedule=SCHEDULES, backend=BACKENDS)
+        known = dict(optimizer=optimizers, dtype=DTYPES, schedule=SCHEDULES, backend=BACKENDS,
+                     tokenizer=data.TOKENIZERS)
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 here = f" with --backend={self.backend}" if name == "optimizer" else ""
@@ -75,6 +83,15 @@ class Config:
                              "leave out --device, --dtype and --compile, or --backend=numpy.")
         if self.count and (self.model, self.backend) != ("bigram", "numpy"):
             raise ValueError("--count is for --model=bigram --backend=numpy.")
+        if self.vocab_size and self.tokenizer != "bpe":
+            raise ValueError("--vocab-size is for --tokenizer=bpe; the others have their own.")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"--accumulate must divide the batch of {self.batch_size} rows into "
+                             f"equal parts, not into {self.accumulate}.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"--average must be at least 0 and below 1, not {self.average}.")
+        if self.checkpointing and self.model != "gpt":
+            raise ValueError("--checkpointing is for --model=gpt.")
         if self.weight_decay and self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"{self.optimizer} has no --weight-decay; adamw and muon have.")
         if not 0 < self.lr < math.inf:
@@ -85,11 +102,16 @@ def make_parser() -> cli.Parser:
     description = "Train a language model of the ladder."
     parser = cli.Parser(prog="train.py", description=description)
     group = parser.add_argument_group("what to train, and on what")
-    add(group, "model", "the stage (default transformer)", str, choices=list(makemore.STAGES))
+    add(group, "model", "the stage (default transformer)", str, choices=STAGES)
+    text = f"gpt at its best for a set: {', '.join(NAMED)}; other flags override it"
+    add(group, "recipe", text, str, choices=list(NAMED))
     sets = ", ".join(data.SETS)
-    text = f"{sets}, a text file, or a folder with train.txt (default names)"
+    text = f"{sets}, a text file, or a folder with train.txt (default names; of gpt tales)"
     add(group, "data", text, str, metavar="DATA")
     add(group, "lines", "every line is an item of its own", bool)
+    text = "a token a character, byte pairs learned from the text, or GPT-2's (default char)"
+    add(group, "tokenizer", text, str, choices=list(data.TOKENIZERS))
+    add(group, "vocab_size", "tokens of --tokenizer=bpe at most (default 1024)")
     text = "numpy: bigram and mlp without PyTorch, every gradient by hand (default torch)"
     add(group, "backend", text, str, choices=list(BACKENDS))
     text = "begin with the shares of the pairs, counted; with --backend=numpy, and 0 steps then"
@@ -101,17 +123,34 @@ def make_parser() -> cli.Parser:
     add(group, "context", "tokens that the mlp sees, the current one included")
     add(group, "embed", "features of a token before the mlp's layer")
     add(group, "dropout", "share of the features that training leaves out", float)
-    for name, choices, text in (
-        ("activation", ACTIVATIONS, "what bends the features (default tanh)"),
-        ("norm", ["none", *NORMS], "what is normalised before it (default none)"),
-        ("init", INITS, "how the first weights are drawn (default xavier)"),
-    ):
-        text = f"{text}; --backend=numpy"
-        add(group, name, text, str, choices=list(choices))
     add(group, "block_size", "tokens of context (default: the longest line, or 64 of a text)")
+    norms = list(dict.fromkeys(["none", *NORMS, *CHOICES["norm"]]))
+    add(group, "norm", "of gpt rms or layer; of the mlp in NumPy any (default rms, none)", str,
+        choices=norms)
+    group = parser.add_argument_group("the pieces of gpt")
+    add(group, "arch", "all pieces as in GPT-2, or as is best now (default modern)", str,
+        choices=list(ARCHS))
+    add(group, "size", "layers, heads, width and block size by one dial (default nano)", str,
+        choices=list(SIZES))
+    add(group, "position", "how a token knows its place", str, choices=CHOICES["position"])
+    add(group, "mlp", "what each position computes by itself", str, choices=CHOICES["mlp"])
+    text = "heads of keys and values, each for a group of heads; 0: as many as heads (default 0)"
+    add(group, "kv_heads", text)
+    add(group, "window", "tokens that attention looks back, 0: the block size (default 0)")
+    add(group, "score_cap", "scores become c tanh(score / c); 0 is off", float)
+    add(group, "logit_cap", "the same for logits", float)
+    add(group, "qk_norm", "normalise queries and keys", bool, switch=True)
+    add(group, "tied", "the head is the embedding", bool, switch=True)
+    add(group, "bias", "of linear maps and norms", bool, switch=True)
+    add(group, "zero_init", "begin with blocks that add nothing", bool, switch=True)
+    group = parser.add_argument_group("the pieces of the mlp in NumPy (--backend=numpy)")
+    add(group, "activation", "what bends the features (default tanh)", str,
+        choices=list(ACTIVATIONS))
+    add(group, "init", "how the first weights are drawn (default xavier)", str, choices=list(INITS))
     group = parser.add_argument_group("training (default: the stage's recipe)")
     add(group, "steps", "steps of the optimizer")
     add(group, "batch_size", "rows a step: lines, or windows of the block size")
+    add(group, "accumulate", "parts of a batch, where all of it does not fit (default 1)")
     add(group, "lr", "learning rate at its peak", float)
     text = "steps to the peak, of cosine and wsd (default 100, at most a tenth of the steps)"
     add(group, "warmup", text)
@@ -120,6 +159,8 @@ def make_parser() -> cli.Parser:
     add(group, "schedule", "what becomes of the learning rate after the warm-up (default cosine)",
         str, choices=list(SCHEDULES))
     add(group, "weight_decay", "of matrices (default: the recipe's, else 0)", float)
+    text = "evaluate averaged weights, of which this share stays at each step; 0 is off (default 0)"
+    add(group, "average", text, float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
     add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
     add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")
@@ -128,6 +169,8 @@ def make_parser() -> cli.Parser:
     text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
     add(group, "device", text, str, metavar="DEVICE")
     add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
+    text = "of gpt: make activations again in the backward pass: slower, in less memory"
+    add(group, "checkpointing", text, bool)
     add(group, "compile", "torch.compile: slow to start, so measure whether it pays", bool)
     group = parser.add_argument_group("run")
     add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
@@ -142,35 +185,61 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     ValueError: a flag that the stage does not use, or a value that cannot work.
     """
     given = {name: value for name, value in vars(args).items() if value is not None}
-    stage = given.get("model", repeated.get("model", "transformer"))
+    stage = given.get("model", repeated.get("model", "gpt" if args.recipe else "transformer"))
     backend = given.get("backend", repeated.get("backend", "torch"))
-    recipe = RECIPES[dataset.kind][stage] | {"backend": backend}
-    if backend == "numpy":
-        recipe |= IN_NUMPY[dataset.kind].get(stage, {})
-    sizes = makemore.sizes(stage, backend)
-    every = [makemore.sizes(s, b) for b, stages in BACKENDS.items() for s in stages]
-    for name in given.keys() & (set().union(*every) - sizes.keys()):
-        takes = ", ".join(map(flag, sizes)) or "no sizes"
-        where = " in NumPy" if backend == "numpy" else ""
-        raise ValueError(f"the stage {stage}{where} has no {flag(name)}; it takes {takes}.")
+    takes = sizes(stage, backend)
+    refuse_sizes(given, stage, backend, takes)
+    if given.get("vocab_size"):
+        given.setdefault("tokenizer", "bpe")
+    recipe = recipe_of(stage, backend, dataset.kind, args.recipe)
     if given.get("count"):
         recipe["steps"] = 0
     if (stage, backend) != ("bigram", "numpy"):
         repeated = repeated | {"count": False}
-    chosen = recipe | (repeated["sizes"] if repeated.get("model") == stage else {}) | given
+    if repeated.get("model") == stage:
+        repeated = repeated | repeated["sizes"]
+    given = presets(given) | given
     steps = (recipe | repeated | given)["steps"]
     defaults = dict(
         lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
         optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
-        seed=0, device="auto", dtype="float32", compile=False, schedule="cosine", count=False,
+        seed=0, device="auto", dtype="float32", compile=False,
     )
     settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
     if backend == "numpy" and settings["device"] == "auto":
         settings["device"] = "cpu"
-    settings["sizes"] = {name: chosen.get(name, default) for name, default in sizes.items()}
-    config = Config(**{field.name: settings[field.name] for field in fields(Config)})
+    if settings.get("tokenizer") == "bpe" and not settings.get("vocab_size"):
+        settings["vocab_size"] = 1024
+    settings["sizes"] = {name: settings.get(name, default) for name, default in takes.items()}
+    known = {field.name for field in fields(Config)}
+    config = Config(**{name: value for name, value in settings.items() if name in known})
     config.check()
     return config
+
+
+def refuse_sizes(given: dict, stage: str, backend: str, takes: dict) -> None:
+    """ValueError for a given size that the stage does not take."""
+    every = [sizes(s, b) for b, stages in BACKENDS.items() for s in stages] + [sizes("gpt")]
+    known = set().union(*every, ("arch", "size") if stage != "gpt" else ())
+    for name in given.keys() & (known - takes.keys()):
+        ours = ", ".join(map(flag, takes)) or "no sizes"
+        where = " in NumPy" if backend == "numpy" else ""
+        raise ValueError(f"the stage {stage}{where} has no {flag(name)}; it takes {ours}.")
+
+
+def recipe_of(stage: str, backend: str, kind: str, name: str | None) -> dict:
+    """The settings that a stage begins with, on "lines" or "text", or those of a named recipe."""
+    if stage != "gpt":
+        if name:
+            raise ValueError(f"--recipe={name} is for --model=gpt.")
+        return RECIPES[kind][stage] | (IN_NUMPY[kind].get(stage, {}) if backend == "numpy" else {})
+    recipe = NAMED[name or ("names" if kind == "lines" else "tales")]
+    return presets(recipe) | recipe
+
+
+def presets(chosen: dict) -> dict:
+    """What the dials --arch and --size stand for."""
+    return ARCHS.get(chosen.get("arch"), {}) | SIZES.get(chosen.get("size"), {})
 
 
 def read_config(path: Path) -> dict:
@@ -191,5 +260,5 @@ def restore_config(saved: dict) -> Config:
     known = {field.name for field in fields(Config)}
     config = Config(**{name: value for name, value in saved.items() if name in known})
     config.check()
-    makemore.sizes(config.model, config.backend)
+    sizes(config.model, config.backend)
     return config

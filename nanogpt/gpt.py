@@ -1,0 +1,321 @@
+"""GPT: position t knows every token before it, by attention, at any size.
+
+Two forms of one network, and every piece between them can be turned by itself:
+
+    gpt2     Radford et al. (2019): learned positions, LayerNorm, GELU, biases, the head tied to the
+             embedding. Takes and gives the weights that OpenAI published (weights.py).
+    modern   what has paid since: rotary positions (Su et al. 2021), RMSNorm (Zhang & Sennrich
+             2019), normalised queries and keys (Henry et al. 2020), squared ReLUs (So et al. 2021),
+             no biases, projections that begin at zero, capped logits (Gemma 2, 2024).
+
+To the Transformer of the ladder (makemore/transformer.py) it adds these choices, keys and values
+shared by groups of heads, fused attention, and a loss that need not hold all logits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from makemore.model import IGNORED, LanguageModel, State, document_positions
+from makemore.transformer import mask_of, rotary_frequencies, rotate
+
+ARCHS = {
+    "modern": dict(
+        position="rotary", norm="rms", mlp="relu2", qk_norm=True, tied=False, bias=False,
+        score_cap=0.0, logit_cap=15.0, zero_init=True,
+    ),
+    "gpt2": dict(
+        position="learned", norm="layer", mlp="gelu", qk_norm=False, tied=True, bias=True,
+        score_cap=0.0, logit_cap=0.0, zero_init=False,
+    ),
+}
+SIZES = {
+    "nano": dict(layers=4, heads=4, width=128, block_size=64),
+    "baby": dict(layers=6, heads=6, width=384, block_size=256),
+    "gpt2": dict(layers=12, heads=12, width=768, block_size=1024),
+    "gpt2-medium": dict(layers=24, heads=16, width=1024, block_size=1024),
+    "gpt2-large": dict(layers=36, heads=20, width=1280, block_size=1024),
+    "gpt2-xl": dict(layers=48, heads=25, width=1600, block_size=1024),
+}
+CHOICES = {
+    "position": ("rotary", "learned", "sinusoidal"),
+    "norm": ("rms", "layer"),
+    "mlp": ("relu2", "gelu", "swiglu"),
+}
+CHUNK = 2**25  # logits that `loss` holds at a time: 128 MiB of float32
+
+
+@dataclass
+class View:
+    """What attention needs of the positions, made once for all layers.
+
+    cos, sin (B, 1, T, D) or None: how far rotary positions turn. mask (B, 1, T, S), true where a
+    key may be seen, or None where every earlier one may.
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass
+class Cache(State):
+    """A State with room ahead, which `forward` writes in place: for a sampler that never goes back.
+
+    It takes one token of each row at a time. memories: keys and values (B, kv_heads, room, D) of
+    each layer, of which `used` are filled. plain: all rows have seen as many tokens.
+    """
+
+    used: int = 0
+    plain: bool = False
+
+    @property
+    def full(self) -> bool:
+        return self.used == self.memories[0][0].shape[2]
+
+    def rows(self, index: Tensor) -> "Cache":
+        kept = super().rows(index)
+        return Cache(kept.position, kept.segment, kept.memories, self.used, self.plain)
+
+
+class Attention(nn.Module):
+    """Attention to the last `reach` positions: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width, heads, kv_heads, reach, qk_norm, bias, score_cap, rotary):
+        super().__init__()
+        self.heads, self.kv_heads, self.reach = heads, kv_heads, reach
+        self.qk_norm, self.score_cap, self.rotary = qk_norm, score_cap, rotary
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * (width // heads), bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x, view: View, memory, used=None):
+        B, T, C = x.shape
+        D = C // self.heads
+        qkv = self.qkv(x).view(B, T, -1, D).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)  # (B, H, T, D)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, (D,)), F.rms_norm(k, (D,))
+        if self.rotary:
+            q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
+        if used is not None:  # a Cache
+            memory[0][:, :, used:used + 1], memory[1][:, :, used:used + 1] = k, v
+            seen = slice(max(0, used + 1 - self.reach), used + 1)
+            k, v = memory[0][:, :, seen], memory[1][:, :, seen]
+        elif memory:
+            k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
+        y = attend(q, k, v, view.mask, self.score_cap)
+        if used is None:
+            excess = max(0, k.shape[2] - self.reach + 1)  # which no later position sees
+            memory = k[:, :, excess:], v[:, :, excess:]
+        return self.out(y.transpose(1, 2).reshape(B, T, C)), memory
+
+
+def attend(q, k, v, mask, score_cap: float):
+    """softmax(q k' / sqrt(D)) v, (B, H, T, D): k and v may have fewer heads, each for a group.
+
+    mask None: causal, the last query with the last key. score_cap c: scores become c tanh(s / c).
+    """
+    if k.shape[1] < q.shape[1]:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    T, S = q.shape[2], k.shape[2]
+    if not score_cap:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
+    scores = score_cap * torch.tanh(q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 / score_cap))
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return scores.masked_fill(~mask, -torch.inf).softmax(3) @ v
+
+
+class MLP(nn.Module):
+    """A hidden layer of four times the width, for each position by itself."""
+
+    def __init__(self, width, kind, bias):
+        super().__init__()
+        self.kind = kind
+        # a gate is a third matrix, so the hidden layer is narrower by a third
+        hidden = 4 * width if kind != "swiglu" else -(-8 * width // 3 // 16) * 16
+        self.up = nn.Linear(width, hidden * (1 + (kind == "swiglu")), bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x):
+        x = self.up(x)
+        if self.kind == "gelu":
+            x = F.gelu(x, approximate="tanh")
+        elif self.kind == "relu2":
+            x = F.relu(x).square()
+        else:  # Shazeer (2020)
+            x, gate = x.chunk(2, 2)
+            x = x * F.silu(gate)
+        return self.down(x)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP; each adds to what is there."""
+
+    def __init__(self, norm, attention, mlp, dropout):
+        super().__init__()
+        self.norm1, self.attention = norm(), attention
+        self.norm2, self.mlp = norm(), mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, view, memory, used=None):
+        y, memory = self.attention(self.norm1(x), view, memory, used)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm2(x))), memory
+
+
+class GPT(LanguageModel):
+    """Embedding and positions, blocks, a norm, the head."""
+
+    def __init__(
+        self, vocab_size, block_size, layers=4, heads=4, width=128, kv_heads=0, window=0,
+        position="rotary", norm="rms", mlp="relu2", qk_norm=True, tied=False, bias=False,
+        score_cap=0.0, logit_cap=15.0, zero_init=True, dropout=0.0,
+    ):
+        """kv_heads 0: as many as heads. window 0: the whole block. A cap of 0 is none.
+
+        ValueError: sizes that do not go together.
+        """
+        super().__init__(vocab_size, block_size, width)
+        kv_heads = kv_heads or heads
+        check(width, heads, kv_heads, position=position, norm=norm, mlp=mlp)
+        self.position, self.logit_cap, self.checkpointing = position, logit_cap, False
+        self.limit = block_size if position == "learned" else None
+        self.reach = min(window or block_size, block_size)  # a position sees this many, and itself
+        self.drop = nn.Dropout(dropout)
+        if position == "learned":
+            self.positions = nn.Embedding(block_size, width)
+        if position != "learned":
+            features = width // heads if position == "rotary" else width
+            self.register_buffer("speeds", rotary_frequencies(features), persistent=False)
+
+        def make_norm():
+            return nn.RMSNorm(width) if norm == "rms" else nn.LayerNorm(width, bias=bias)
+
+        for _ in range(layers):
+            rotary = position == "rotary"
+            shape = (width, heads, kv_heads, self.reach, qk_norm, bias, score_cap, rotary)
+            block = Block(make_norm, Attention(*shape), MLP(width, mlp, bias), dropout)
+            self.layers.append(block)
+        self.norm = make_norm()
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.start(zero_init)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def start(self, zero_init: bool) -> None:
+        """The first weights, as in GPT-2: small, what adds to the residual stream smaller still."""
+        for name, p in self.named_parameters():
+            residual = name.endswith(("out.weight", "down.weight"))
+            if name.endswith("bias") or residual and zero_init:  # a block begins as the identity
+                nn.init.zeros_(p)
+            elif p.ndim == 1:
+                continue  # norms begin at 1
+            elif name == "positions.weight":
+                nn.init.normal_(p, std=0.01)
+            else:
+                nn.init.normal_(p, std=0.02 / ((2 * len(self.layers)) ** 0.5 if residual else 1))
+
+    def features(self, tokens, state=None, segments=None):
+        """tokens (B, T) -> what the head takes (B, T, C), and the state after: as LanguageModel."""
+        positions = document_positions(tokens, state, segments)
+        memories = [None] * len(self.layers) if state is None else state.memories
+        used = state.used if isinstance(state, Cache) else None
+        past = 0 if state is None else state.memories[0][0].shape[2]
+        if used is not None:
+            assert tokens.shape[1] == 1 and segments is None, "a Cache takes one token at a time"
+            past = min(used, self.reach - 1)
+        x = self.embedding(tokens)
+        if self.position == "learned":
+            x = x + self.positions(positions)
+        elif self.position == "sinusoidal":
+            angles = positions[..., None] * self.speeds  # one half sines, the other cosines
+            x = x + torch.where(self.speeds < 0, -angles.sin(), angles.cos()).to(x.dtype)
+        x = self.drop(x)
+        begins = state is None and segments is None and tokens.shape[1] <= self.reach
+        view = self.view(positions, past, begins or used is not None and state.plain)
+        after = []
+        for layer, memory in zip(self.layers, memories, strict=True):
+            if self.checkpointing and self.training:
+                x, memory = checkpoint(layer, x, view, memory, use_reentrant=False)
+            else:
+                x, memory = layer(x, view, memory, used)
+            after.append(memory)
+        position = positions[:, -1] + 1
+        if segments is not None:
+            segment = segments[:, -1]
+        else:
+            segment = torch.zeros_like(tokens[:, -1]) if state is None else state.segment
+        if used is None:
+            return self.norm(x), State(position, segment, after)
+        return self.norm(x), Cache(position, segment, after, used + 1, state.plain)
+
+    def view(self, positions, past, plain) -> View:
+        """What attention needs of positions (B, T). plain: every key that is there may be seen."""
+        cos = sin = None
+        if self.position == "rotary":
+            angles = positions[:, None, :, None] * self.speeds  # (B, 1, T, D)
+            cos, sin = angles.cos(), angles.sin()
+        mask = None if plain else ~mask_of(positions, past, self.reach)
+        return View(cos, sin, mask)
+
+    def forward(self, tokens, state=None, segments=None):
+        x, state = self.features(tokens, state, segments)
+        return self.logits(x), state
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (..., C) -> logits (..., V)."""
+        logits = self.head(x)
+        if self.logit_cap:
+            logits = self.logit_cap * torch.tanh(logits.float() / self.logit_cap)
+        return logits
+
+    def loss(self, tokens, targets, segments=None):
+        """Mean nats over the targets (B, T) that are not -1; a chunk of the logits at a time."""
+        x, _ = self.features(tokens, segments=segments)
+        x, targets = x.flatten(0, 1), targets.flatten()
+        chunks = -(-len(targets) * self.vocab_size // CHUNK)
+        if chunks == 1:
+            return F.cross_entropy(self.logits(x).float(), targets, ignore_index=IGNORED)
+
+        def part(x, targets):
+            logits = self.logits(x).float()
+            return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+        total = x.new_zeros((), dtype=torch.float32)
+        for xs, ts in zip(x.chunk(chunks), targets.chunk(chunks)):
+            # what is forgotten here is made again for the gradient
+            total = total + checkpoint(part, xs, ts, use_reentrant=False)
+        return total / (targets != IGNORED).sum()
+
+    def preallocate(self, state: State, length: int, plain: bool = False) -> Cache:
+        """The state as a Cache with room for `length` tokens more. plain: as in Cache."""
+        used = state.used if isinstance(state, Cache) else state.memories[0][0].shape[2]
+        kept = min(used, self.reach - 1)
+        memories = []
+        for memory in state.memories:
+            B, H, _, D = memory[0].shape
+            rooms = tuple(tensor.new_empty(B, H, kept + length, D) for tensor in memory)
+            for room, tensor in zip(rooms, memory):
+                room[:, :, :kept] = tensor[:, :, used - kept:used]
+            memories.append(rooms)
+        return Cache(state.position, state.segment, memories, kept, plain)
+
+
+def check(width: int, heads: int, kv_heads: int, *, position: str, norm: str, mlp: str) -> None:
+    """ValueError for sizes that do not go together."""
+    for name, value in dict(position=position, norm=norm, mlp=mlp).items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value}.")
+    if width % heads:
+        raise ValueError(f"{heads} heads must divide the width, {width}.")
+    if heads % kv_heads:
+        raise ValueError(f"{kv_heads} key/value heads must divide the {heads} heads.")
+    if position == "rotary" and width // heads % 2:
+        raise ValueError(f"rotary positions turn pairs of features: not {width // heads} a head.")
+    if position == "sinusoidal" and width % 2:
+        raise ValueError(f"sinusoidal positions need an even width, not {width}.")

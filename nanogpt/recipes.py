@@ -1,0 +1,30 @@
+"""Named recipes: each a plain list of flags, as they could stand on the command line.
+
+    python train.py --recipe=shakespeare-nano                  as it stands here
+    python train.py --recipe=shakespeare-nano --width=256      but wider
+
+A bare --model=gpt takes "names" for lines and "tales" for text. Chosen on validation data.
+"""
+
+RECIPES = {
+    "names": dict(
+        model="gpt", data="names", arch="modern", layers=2, heads=4, width=96, dropout=0.1,
+        steps=2000, batch_size=128, lr=0.01, weight_decay=0.3,
+    ),
+    "tales": dict(
+        model="gpt", data="tales", arch="modern", size="nano", steps=2000, batch_size=32, lr=0.01,
+    ),
+    "shakespeare-nano": dict(
+        model="gpt", data="shakespeare", arch="modern", size="nano", steps=1000, batch_size=12,
+        lr=0.01,
+    ),
+    "shakespeare-baby": dict(
+        model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=1000,
+        batch_size=64, lr=0.01, weight_decay=0.1, dtype="bfloat16", eval_every=100,
+    ),
+    "gpt2": dict(
+        model="gpt", data="tales", arch="gpt2", size="gpt2", tokenizer="gpt2", steps=1000,
+        batch_size=32, accumulate=8, lr=0.0006, optimizer="adamw", weight_decay=0.1,
+        dtype="bfloat16", compile=True,
+    ),
+}
