@@ -44,7 +44,12 @@ def restore(checkpoint: dict) -> tuple[LanguageModel, data.Tokenizer]:
 
 def load_weights(model: LanguageModel, checkpoint: dict) -> None:
     """The weights of a checkpoint into its model: the averaged ones, where there are."""
-    model.load_state_dict(checkpoint["model"] | checkpoint.get("average", {}))
+    model.load_state_dict(weights_of(checkpoint))
+
+
+def weights_of(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights of a checkpoint: the averaged ones, where there are."""
+    return checkpoint["model"] | checkpoint.get("average", {})
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

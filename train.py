@@ -6,13 +6,12 @@ run that never stopped ends.
 """
 
 import math
-import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,20 @@ from makemore.without_torch.schedules import SCHEDULES
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
 from nanogpt.optim import Average, make_optimizers
+from nanogpt.processes import (
+    Processes,
+    Shared,
+    load_optimizer,
+    load_weights,
+    mine,
+    shard,
+    together,
+    whole,
+)
 from nanogpt.recipes import RECIPES
 from nanogpt.settings import Config, make_parser, read_config, restore_config, settle
 
+ALONE = Processes()
 SAVE_SECONDS = 60  # a crash costs at most this much of a run
 
 
@@ -73,6 +83,7 @@ def train(
     *,
     evaluate: Callable[[], float],
     machine: Machine,
+    processes: Processes = ALONE,
     run: Path,
     about: dict,
     resume: dict | None = None,
@@ -92,24 +103,25 @@ def train(
         average.load_state_dict(resume.get("average", {}))
         progress = Progress(**resume["progress"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            load_optimizer(optimizer, state)
         scaler.load_state_dict(resume["scaler"])
-    loss = machine.compile(loss)
+    shared = Shared(model, machine.compile(loss), processes)
     began = time.monotonic() - progress.seconds
     saved = time.monotonic()
 
     def save(*names: str) -> None:
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        broken = not all(mine(parameter).isfinite().all() for parameter in model.parameters())
+        if any(processes.total(broken)):
             raise Diverged(diverged_message("a weight is not finite", progress.step, config, run))
         progress.seconds = time.monotonic() - began
         state = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "model": whole(model.state_dict()),
+            "average": whole(average.state_dict()),
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in optimizers],
             "scaler": scaler.state_dict(),
             "progress": asdict(progress),
         }
-        for name in names:
+        for name in names if processes.first else ():
             runs.save_checkpoint(run / name, about | state)
 
     def validate() -> None:
@@ -134,11 +146,14 @@ def train(
             "tokens_per_second": speed(progress),
         }
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        runs.append_metrics(run, line)
+        if processes.first:
+            runs.append_metrics(run, line)
         save(*(["best.pt", "last.pt"] if progress.since_best == 0 else ["last.pt"]))
         bar.write(evaluation_line(line, config))
 
-    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, leave=False)
+    world = processes.world
+    hidden = None if processes.first else True
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden, leave=False)
     with bar, cli.Interrupts() as interrupts:
         if not resume:
             validate()
@@ -150,17 +165,23 @@ def train(
                     group["lr"] = config.lr * lr_factor(progress.step, config)
             batch = batches(config.seed, progress.step)
             tokens, nats = count(batch), 0.0
-            for number, part in enumerate(parts(batch, config.accumulate)):
-                torch.manual_seed(dropout_seed(config.seed, progress.step, number))
-                with machine.autocast():
-                    # parts count by their targets, so that they add up to the loss of the batch
-                    share = loss(*to_device(part, machine.device)) * (count(part) / tokens)
-                scaler.scale(share).backward()
+            own = parts(batch, config.accumulate * world)[processes.rank::world]
+            for number, part in enumerate(own):
+                torch.manual_seed(dropout_seed(config.seed, progress.step, number, processes.rank))
+                with shared.part(last=number == len(own) - 1):
+                    with machine.autocast():
+                        # parts count by their targets, so that they add up to the batch's loss
+                        share = shared(*to_device(part, machine.device)) * (count(part) / tokens)
+                    # what the processes' gradients come to is their mean
+                    scaler.scale(share * world).backward()
                 nats += share.detach()
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-            value, finite = nats.item(), math.isfinite(norm)
+            late = processes.first and time.monotonic() - saved > SAVE_SECONDS
+            value, asked, late = processes.total(nats, interrupts.asked, late)
+            norm = whole(norm)
+            finite = math.isfinite(norm)
             # under float16 a gradient may overflow: that step is left out, and the scale halved
             overflow = scaler.is_enabled() and scaler.get_scale() >= 1
             if not math.isfinite(value) or not (finite or overflow):
@@ -183,10 +204,10 @@ def train(
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 validate()
                 saved = time.monotonic()
-            elif interrupts.asked or time.monotonic() - saved > SAVE_SECONDS:
+            elif asked or late:
                 save("last.pt")
                 saved = time.monotonic()
-            if interrupts.asked and progress.step < config.steps:
+            if asked and progress.step < config.steps:
                 raise Stopped(f"stopped at step {progress.step} and saved.")
     progress.seconds = time.monotonic() - began
     return progress
@@ -198,7 +219,7 @@ def count(batch: tuple[np.ndarray, ...]) -> int:
 
 
 def parts(batch: tuple[np.ndarray, ...], number: int) -> list[tuple[np.ndarray, ...]]:
-    """The rows of a batch in so many equal parts, without those that have no target."""
+    """The rows of a batch in so many equal parts, but for those without a target."""
     cut = list(zip(*(np.split(array, number) for array in batch)))
     return [part for part in cut if count(part)]
 
@@ -218,11 +239,12 @@ def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -
     return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1)[0])
 
 
-def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machine, progress):
+def finish(model, tokenizer, dataset, config, run: Path, machine, processes, progress) -> None:
     """Judge the best checkpoint, and put result.json and its samples into the run folder."""
-    sample.load_weights(model, runs.load_checkpoint(run / "best.pt"))
+    processes.wait()
+    load_weights(model, sample.weights_of(runs.load_checkpoint(run / "best.pt")))
     model.eval()
-    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine)
+    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine, processes)
     result = {
         "model": config.model,
         "data": dataset.name,
@@ -241,6 +263,8 @@ def finish(model, tokenizer, dataset, config: Config, run: Path, machine: Machin
     num, length = sample.defaults(dataset.kind, config.block_size)
     texts = sample.texts(model, tokenizer, "", num, length, dataset.separated)
     report = sample.report(texts, training)
+    if not processes.first:
+        return
     runs.write_json(run / "result.json", result)
     runs.write(run / "samples.txt", report)
     runs.plot(run)
@@ -272,7 +296,8 @@ def batches_of(dataset: data.Dataset, tokenizer, config: Config, machine: Machin
     return data.batches(dataset, tokenizer, *sizes, one_shape=machine.compiled)
 
 
-def new_run(args: Namespace) -> None:
+def new_run(args: Namespace, processes: Processes = ALONE) -> None:
+    """Train from the start."""
     repeated = read_config(args.config) if args.config else {}
     if args.recipe and args.config:
         raise ValueError("--recipe and --config both say what to begin with; give one of them.")
@@ -290,32 +315,44 @@ def new_run(args: Namespace) -> None:
     fingerprint = runs.fingerprint(dataset.splits)
     if args.data is None and repeated.get("fingerprint", fingerprint) != fingerprint:
         print(f"note: {source} has changed since {args.config} was written.")
-    machine = choose(config.device, config.dtype, config.compile)
-    tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
+    if config.shard and processes.world == 1:
+        raise ValueError("--shard parts the weights among processes; start them with torchrun, "
+                         "such as: torchrun --standalone --nproc_per_node=2 train.py --shard")
+    if config.batch_size % (config.accumulate * processes.world):
+        raise ValueError(f"--batch-size={config.batch_size} rows cannot be parted equally among "
+                         f"{processes.world} processes and --accumulate={config.accumulate} parts.")
+    machine = processes.place(choose(config.device, config.dtype, config.compile))
+    tokenizer = None
+    if processes.first:
+        tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
+    tokenizer = data.tokenizer_from_dict(processes.agree(tokenizer and tokenizer.to_dict()))
     torch.manual_seed(config.seed)
     sizes = (tokenizer.vocab_size, config.block_size)
     model = nanogpt.build(config.model, *sizes, config.backend, **config.sizes)
     if config.count:
         model.model.count(data.evaluation_batches(dataset, tokenizer, "train", config.block_size))
-    batches = batches_of(dataset, tokenizer, config, machine)
     path = args.out or Path("runs") / f"{config.model}-{dataset.name}"
-    run = runs.make_run(path, exactly=args.out is not None)
+    with processes.in_turn():
+        batches = batches_of(dataset, tokenizer, config, machine)
+        run = runs.make_run(path, exactly=args.out is not None) if processes.first else None
+    run = processes.agree(run)
     seen = {"kind": dataset.kind, "separated": dataset.separated}
     about = {
         "config": asdict(config) | seen | {"fingerprint": fingerprint},
         "tokenizer": tokenizer.to_dict(),
     }
-    carry_out(model, tokenizer, dataset, batches, config, machine, run, about)
+    carry_out(model, tokenizer, dataset, batches, config, machine, processes, run, about)
 
 
-def resume_run(args: Namespace) -> None:
+def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
+    """Train on from a checkpoint, perhaps with another number of processes."""
     given = {name for name, value in vars(args).items() if value is not None}
     if fixed := sorted(given - {"resume", "steps"}):
         what = ", ".join(map(flag, fixed))
         raise ValueError(f"{what} cannot change in a run that is resumed; only --steps can.")
     run = args.resume if args.resume.is_dir() else args.resume.parent
     path = run / "last.pt" if args.resume == run and (run / "last.pt").exists() else args.resume
-    checkpoint = runs.load_checkpoint(path)
+    checkpoint = processes.agree(runs.load_checkpoint(path) if processes.first else None)
     about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
     if args.steps is not None:
         about["config"]["steps"] = args.steps
@@ -327,29 +364,41 @@ def resume_run(args: Namespace) -> None:
     dataset = data.load(config.data, config.lines)
     if runs.fingerprint(dataset.splits) != about["config"]["fingerprint"]:
         raise ValueError(f"{config.data} has changed since {run} began; restore it or train anew.")
-    machine = choose(config.device, config.dtype, config.compile)
-    model, tokenizer = sample.restore(checkpoint)
-    batches = batches_of(dataset, tokenizer, config, machine)
+    machine = processes.place(choose(config.device, config.dtype, config.compile))
+    model, tokenizer = sample.restore(checkpoint | {"average": {}})  # the weights that learn
+    with processes.in_turn():
+        batches = batches_of(dataset, tokenizer, config, machine)
+    checkpoint["progress"] = processes.agree(mend(run, path, checkpoint) if processes.first else 0)
+    print(f"going on at step {step}")
+    carry_out(
+        model, tokenizer, dataset, batches, config, machine, processes, run, about, checkpoint
+    )
+
+
+def mend(run: Path, path: Path, checkpoint: dict) -> dict:
+    """Make the run folder what it was when that checkpoint was written; the progress then."""
+    progress = checkpoint["progress"]
     try:
         runs.load_checkpoint(run / "best.pt")
     except ValueError:
         print(f"note: best.pt is missing or damaged; {path.name} takes its place.")
-        progress = checkpoint["progress"]
-        progress |= {"best_loss": progress["val_loss"], "best_step": step, "since_best": 0}
+        best = {"best_loss": progress["val_loss"], "best_step": progress["step"], "since_best": 0}
+        progress |= best
         runs.save_checkpoint(run / "best.pt", checkpoint)
     runs.sweep(run)
-    if step < config.steps:  # the result would speak of other weights from now on
-        (run / "result.json").unlink(missing_ok=True)
-    runs.cut_metrics(run, step)
-    print(f"going on at step {step}")
-    carry_out(model, tokenizer, dataset, batches, config, machine, run, about, checkpoint)
+    if progress["step"] < checkpoint["config"]["steps"]:
+        (run / "result.json").unlink(missing_ok=True)  # it would speak of other weights from now on
+    runs.cut_metrics(run, progress["step"])
+    return progress
 
 
 def carry_out(
-    model, tokenizer, dataset, batches, config, machine, run, about, checkpoint=None
+    model, tokenizer, dataset, batches, config, machine, processes, run, about, checkpoint=None
 ) -> None:
     """Say what is about to happen, train, judge."""
-    runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
+    settings = about["config"] | {"environment": runs.environment()}
+    if processes.first:
+        runs.write_json(run / "config.json", settings)
     lines = dataset.kind == "lines"
     size = {s: len(x) if lines else sum(map(len, x)) for s, x in dataset.splits.items()}
     parameters = sum(p.numel() for p in model.parameters())
@@ -359,27 +408,31 @@ def carry_out(
         f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in size.items())} "
         f"{'lines' if lines else 'characters'}, {tokenizer.vocab_size} tokens in the vocabulary"
     )
-    print(f"{machine.describe()}; run folder {run}")
+    several = f" in {processes.world} processes" if processes.world > 1 else ""
+    print(f"{machine.describe()}{several}; run folder {run}")
     cut = sum(len(x) >= config.block_size for x in sum(dataset.splits.values(), [])) if lines else 0
     notes = (f"{cut:,} lines are cut to the block size.",) if cut else ()
     for note in dataset.notes + machine.notes + notes:
         print(f"note: {note}")
     model.to(machine.device)
     model.checkpointing = config.checkpointing
+    processes = replace(processes, shard=config.shard and processes.world > 1)
+    shard(model, processes)
     groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
 
     def evaluate() -> float:
-        return mean_loss(model, groups, machine)[0]
+        return mean_loss(model, groups, machine, processes)[0]
 
     try:
         progress = train(
-            model, batches, model.loss, config, evaluate=evaluate,
-            machine=machine, run=run, about=about, resume=checkpoint,
+            model, batches, model.loss, config, evaluate=evaluate, machine=machine,
+            processes=processes, run=run, about=about, resume=checkpoint,
         )
-        finish(model, tokenizer, dataset, config, run, machine, progress)
+        finish(model, tokenizer, dataset, config, run, machine, processes, progress)
     except (Stopped, KeyboardInterrupt, Diverged) as error:
-        with suppress(OSError):
-            runs.plot(run)
+        if processes.first:
+            with suppress(OSError):
+                runs.plot(run)
         if isinstance(error, Diverged):
             raise
         said = str(error) or "stopped at once; what was saved before is kept."
@@ -390,10 +443,9 @@ def carry_out(
 
 def main() -> int:
     args = make_parser().parse_args()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("training runs in one process so far; start it with python, not torchrun.")
     try:
-        (resume_run if args.resume else new_run)(args)
+        with together() as processes:
+            (resume_run if args.resume else new_run)(args, processes)
     except Stopped as stopped:
         print(stopped)
         return 130

@@ -2,12 +2,16 @@
 
 import math
 import sys
-from collections import Counter
+from itertools import islice
 from statistics import mean, median
 
-from .batches import characters, default_block_size
+import numpy as np
+
+from .batches import characters, default_block_size, longest
+from .cache import grouped
 from .cli import Parser, run
-from .sets import SETS, Dataset, as_lines, load
+from .corpus import Streamed
+from .sets import SETS, Dataset, as_lines, load, size
 from .tokenizer import END, CharTokenizer
 
 
@@ -25,13 +29,14 @@ def lengths(items: list[str]) -> str:
 
 def baselines(dataset: Dataset, tokenizer: CharTokenizer) -> list[tuple[str, str]]:
     """The losses of guessing: every token alike, and each as often as it occurs in train."""
-    counts = Counter()
-    for item in dataset.splits["train"]:
-        counts.update(item)
-        if dataset.separated:
-            counts[END] += 1
-    total = counts.total()
-    unigram = -sum(n / total * math.log(n / total) for n in counts.values())
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for pieces in grouped((True, text) for text in dataset.splits["train"]):
+        ids = tokenizer.encode_array("".join(text for _, text in pieces))
+        counts += np.bincount(ids, minlength=len(counts))
+    if dataset.separated:
+        counts[END] = size(dataset.splits["train"])[0]
+    shares = counts[counts > 0] / counts.sum()
+    unigram = -float(shares @ np.log(shares))
     uniform = math.log(tokenizer.vocab_size)
     return [("uniform", nats_and_bits(uniform) + ": the log of the vocabulary's size"),
             ("unigram", nats_and_bits(unigram) + ": the entropy of train's frequencies")]
@@ -42,39 +47,60 @@ def nats_and_bits(nats: float) -> str:
     return f"{nats:.4f} nats, {nats / math.log(2):.4f} bits a character"
 
 
-def describe(dataset: Dataset, num: int) -> str:
-    """The report: a line a fact, then the first `num` items of each split."""
-    items = [item for split in dataset.splits.values() for item in split]
-    tokenizer = CharTokenizer.train(items)
-    unit = "lines" if dataset.kind == "lines" else "documents"
+def inner_lines(dataset: Dataset, items: list[str]) -> list[str]:
+    """The lines of a text that are not empty."""
     documents = items if dataset.separated else ["".join(items)]
-    inner = [line for document in documents for line in as_lines(document)]
-    size = sum(len(item.encode("utf-8")) for item in items)
+    return [line for document in documents for line in as_lines(document)]
+
+
+def first_items(dataset: Dataset, split: str, num: int) -> list[str]:
+    """The first `num` items of a split, or lines of a text that was never parted."""
+    part = dataset.splits[split]
+    if isinstance(part, Streamed):
+        part = islice((text for begins, text in part.pieces() if begins), max(num, 1))
+    part = list(part)
+    return part[:num] if dataset.separated or not part else as_lines(part[0])[:num]
+
+
+def describe(dataset: Dataset, num: int) -> str:
+    """The report: a line a fact, then the first `num` items of each split.
+
+    Of a large text without what would need all of it in memory.
+    """
+    tokenizer = CharTokenizer.train(text for part in dataset.splits.values() for text in part)
+    sizes = {split: size(part) for split, part in dataset.splits.items()}
+    documents, total, raw = map(sum, zip(*sizes.values()))
     known = tokenizer.characters
     rows = [
         ("kind", dataset.kind),
-        ("size", f"{size:,} bytes in UTF-8, {sum(map(len, items)):,} characters"),
+        ("size", f"{raw:,} bytes in UTF-8, {total:,} characters"),
         ("characters", f"{len(known)} distinct: {clip(known, 200)}"),
     ]
+    large = isinstance(dataset.splits["train"], Streamed)
+    items = [] if large else [item for part in dataset.splits.values() for item in part]
+    inner = inner_lines(dataset, items) if dataset.kind == "text" and not large else []
+    unit = "lines" if dataset.kind == "lines" else "documents"
     if dataset.separated:
-        rows.append((unit, f"{len(items):,}, {len(set(items)):,} distinct: {lengths(items)}"))
-    if dataset.kind == "text":
+        spread = f"mean {total / documents:.1f}, max {longest(dataset)} characters"
+        spread = spread if large else f"{len(set(items)):,} distinct: {lengths(items)}"
+        rows.append((unit, f"{documents:,}, {spread}"))
+    if inner:
         rows.append(("lines", f"{len(inner):,} that are not empty: {lengths(inner)}"))
-    for split, part in dataset.splits.items():
-        count = f"{len(part):,} {unit}, " if dataset.separated else ""
-        sizes = f"{sum(map(len, part)):,} characters, {characters(dataset, split):,} predicted"
-        rows.append((split, count + sizes if part else "none"))
+    for split, (count, length, _) in sizes.items():
+        shown = f"{count:,} {unit}, " if dataset.separated else ""
+        predicted = f"{length:,} characters, {characters(dataset, split):,} predicted"
+        rows.append((split, shown + predicted if count else "none"))
     rows += baselines(dataset, tokenizer)
     block_size = default_block_size(dataset)
     cut = sum(len(item) + 1 > block_size for item in items) if dataset.kind == "lines" else 0
     longer = f"; {cut:,} longer lines are cut there" if cut else ""
     rows.append(("block size", f"{block_size} if you name none{longer}"))
     rows += [("note", note) for note in dataset.notes]
-    if dataset.kind == "text" and len(inner) >= 20 and median(map(len, inner)) < 20:
+    if len(inner) >= 20 and median(map(len, inner)) < 20:
         rows.append(("hint", "most lines are short; if each is an item of its own, say --lines"))
-    for split, part in dataset.splits.items():
-        shown = part if dataset.separated or not part else as_lines(part[0])
-        rows += [(f"{split} {i}", clip(item)) for i, item in enumerate(shown[:num], start=1)]
+    for split in dataset.splits:
+        shown = first_items(dataset, split, num)
+        rows += [(f"{split} {i}", clip(item)) for i, item in enumerate(shown, start=1)]
     return "\n".join([dataset.name] + [f"  {label:<11} {fact}" for label, fact in rows])
 
 
@@ -83,8 +109,8 @@ def main() -> None:
     parser = Parser(prog="python -m data", description="Show what a text holds: its characters, "
                     "lengths, splits and simple baselines.")
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="a set "
-                        f"({', '.join(SETS)}) or a path to a text file or a folder with "
-                        "train.txt; without it the sets are listed")
+                        f"({', '.join(SETS)}) or a path to a text file, a .jsonl or a folder of "
+                        "such files; without it the sets are listed")
     parser.add_argument("--lines", action="store_true", help="each line is an item of its own")
     parser.add_argument("--num", type=int, default=5, metavar="N",
                         help="how many items of each split to show (default 5)")

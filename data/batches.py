@@ -5,18 +5,23 @@ each (B, T) int64: the inputs, the tokens that follow them, and which document a
 to. A target of -1 is not counted.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from .sets import Dataset
-from .tokenizer import END
+from .cache import tokens_of
+from .corpus import Streamed
+from .sets import Dataset, size
+from .tokenizer import END, Tokenizer
 
 
-@lru_cache(maxsize=4)  # memory only: the result follows from the arguments
+@lru_cache(maxsize=2)  # memory only: the result follows from the arguments
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order (n,) in which an epoch visits n items; read-only."""
     permutation = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+    if n < 2**31:
+        permutation = permutation.astype(np.int32)  # a large text has many millions of windows
     permutation.flags.writeable = False
     return permutation
 
@@ -115,14 +120,12 @@ def windows(
     return tokens, targets, np.cumsum(tokens == END, axis=1)
 
 
-def split_ids(dataset: Dataset, tokenizer, split: str) -> np.ndarray:
-    """All tokens of a split in a row, int64; END before each document if they are separated."""
-    ids: list[int] = []
-    for document in dataset.splits[split]:
-        if dataset.separated:
-            ids.append(END)
-        ids.extend(tokenizer.encode(document))
-    return np.array(ids, dtype=np.int64)
+def split_ids(dataset: Dataset, tokenizer: Tokenizer, split: str) -> np.ndarray:
+    """All tokens of a split in a row, uint16 or uint32; END before each document if separated.
+
+    Of a large text they are a read-only memory map, prepared once: see cache.py.
+    """
+    return tokens_of(dataset, tokenizer, split)
 
 
 def batches(
@@ -141,12 +144,45 @@ def batches(
     return TextBatches(ids, block_size, batch_size, dataset.separated)
 
 
-def evaluation_batches(dataset: Dataset, tokenizer, split: str, block_size: int,
-                       tokens_per_batch: int = 8192) -> list[tuple[np.ndarray, ...]]:
-    """A list of batches that covers a split once; an empty split gives none.
+class Windows(Sequence):
+    """The batches of all windows of a text, cut from its start, each made when it is asked for."""
+
+    def __init__(self, ids: np.ndarray, block_size: int, rows: int, separated: bool):
+        """rows: windows in a batch. The last window may be shorter, in a batch of its own."""
+        self.ids, self.block_size, self.rows, self.separated = ids, block_size, rows, separated
+        self.full, self.rest = divmod(max(len(ids) - 1, 0), block_size)
+
+    def __len__(self) -> int:
+        return -(-self.full // self.rows) + bool(self.rest)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        first = i % len(self) * self.rows
+        if first >= self.full:
+            starts, length = np.array([self.full * self.block_size]), self.rest
+        else:
+            starts = np.arange(first, min(first + self.rows, self.full)) * self.block_size
+            length = self.block_size
+        return windows(self.ids, starts, length, self.separated)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        return (self[i] for i in range(len(self)))
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    split: str,
+    block_size: int,
+    tokens_per_batch: int = 8192,
+    most: int | None = None,
+) -> Sequence[tuple[np.ndarray, ...]]:
+    """Batches that cover a split once, to be gone through as often as wanted; none if it is empty.
 
     Lines are cut at block_size and batched by length, so that little is padding. Text is cut
     into windows of block_size from its start, the last one shorter in a batch of its own.
+    most: of a text no more than its first so many targets; of lines always all.
     """
     if not dataset.splits[split]:
         return []
@@ -160,11 +196,36 @@ def evaluation_batches(dataset: Dataset, tokenizer, split: str, block_size: int,
             left = left[rows:]
         return groups
     ids = split_ids(dataset, tokenizer, split)
-    full, rest = divmod(len(ids) - 1, block_size)
-    starts, rows = np.arange(full) * block_size, max(1, tokens_per_batch // block_size)
-    cuts = [(starts[i:i + rows], block_size) for i in range(0, full, rows)]
-    cuts += [(np.array([full * block_size]), rest)] if rest else []
-    return [windows(ids, begin, length, dataset.separated) for begin, length in cuts]
+    rows = max(1, tokens_per_batch // block_size)
+    return Windows(ids if most is None else ids[:most + 1], block_size, rows, dataset.separated)
+
+
+def extent(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    split: str,
+    block_size: int | None = None,
+    most: int | None = None,
+) -> tuple[int, int]:
+    """How many characters and bytes the targets of evaluation_batches stand for.
+
+    Total nats / ln 2 / one of them are bits per character and per byte, which can be compared
+    across tokenizers. The end of a line or document counts as one of each. A character of several
+    tokens counts with the first. block_size and most: as of evaluation_batches.
+    """
+    if dataset.kind == "lines":
+        lines = ([*tokenizer.encode(line), END][:block_size] for line in dataset.splits[split])
+        targets = np.array([i for line in lines for i in line], dtype=tokenizer.dtype)
+    else:
+        targets = split_ids(dataset, tokenizer, split)[1:][:most]
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for i in range(0, len(targets), 2**20):  # of a memory map never all at once
+        counts += np.bincount(targets[i:i + 2**20], minlength=len(counts))
+    texts = [tokenizer.decode_bytes([i]) if n else b"" for i, n in enumerate(counts)]
+    # In UTF-8 every character has one byte that is not of the form 10xxxxxx: its first.
+    begun = [sum(byte & 0xC0 != 0x80 for byte in text) for text in texts]
+    ends = int(counts[END])
+    return int(counts @ begun) + ends, int(counts @ list(map(len, texts))) + ends
 
 
 def characters(dataset: Dataset, split: str, block_size: int | None = None) -> int:
@@ -173,16 +234,19 @@ def characters(dataset: Dataset, split: str, block_size: int | None = None) -> i
     Bits per character are the total nats / ln 2 / this. The end of a line or document counts as
     one. block_size: that of a model on characters, for lines that are cut there.
     """
-    counts = [len(item) + 1 for item in dataset.splits[split]]
     if dataset.kind == "lines":
+        counts = [len(item) + 1 for item in dataset.splits[split]]
         return sum(min(count, block_size or count) for count in counts)
     # Of a text the first token is not predicted: the first END, or else the first character.
-    return max(0, sum(counts) - 1 - (not dataset.separated))
+    documents, number, _ = size(dataset.splits[split])
+    return max(0, number + documents - 1 - (not dataset.separated))
 
 
 def longest(dataset: Dataset) -> int:
-    """Characters of the longest line (or document) of all splits."""
-    return max(len(item) for split in dataset.splits.values() for item in split)
+    """Characters of the longest line (or document) of all splits; of a large text before it is cut.
+    """
+    return max(part.scan.longest if isinstance(part, Streamed) else max(map(len, part), default=0)
+               for part in dataset.splits.values())
 
 
 def default_block_size(dataset: Dataset) -> int:

@@ -1,9 +1,11 @@
 """Reading text: UTF-8 whatever the platform, and the files that are downloaded."""
 
+import codecs
 import hashlib
 import os
 import tempfile
 import urllib.request
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,6 +26,8 @@ DOWNLOADS = {
 }
 # What needs no download and can be had in its place; for a set it is the names that ship.
 INSTEAD = {"gpt2/vocab.bpe": "a byte-pair tokenizer of your own"}
+BLOCK = 2**20  # bytes that are read at once of a file of any size
+ADVICE = "save it as UTF-8 text first"
 
 
 def read_text(path: Path) -> str:
@@ -36,24 +40,73 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); "
-                         "check the path and its permissions") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> ValueError:
+    """The sentence for a file that cannot be read."""
+    return ValueError(f"{path} cannot be read ({error.strerror}); "
+                      "check the path and its permissions")
+
+
+def empty(where: str) -> ValueError:
+    """The sentence for a file that holds no text."""
+    return ValueError(f"{where} is empty; give a file with text in it")
 
 
 def decode(raw: bytes, where: str) -> str:
     """UTF-8 bytes to text, without a byte order mark, CRLF made LF. ValueError names `where`."""
-    advice = "save it as UTF-8 text first"
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x} "
-                         f"at offset {error.start}); {advice}") from None
-    if "\0" in text:
-        raise ValueError(f"{where} is not text (NUL byte at offset {raw.index(0)}); {advice}")
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    text = "".join(decoded(iter([raw]), where))
     if not text.strip():
-        raise ValueError(f"{where} is empty; give a file with text in it")
+        raise empty(where)
     return text
+
+
+def decoded(blocks: Iterator[bytes], where: str) -> Iterator[str]:
+    """The text of a UTF-8 file that comes in blocks, however they cut its characters and CRLFs.
+
+    Without a byte order mark, CRLF made LF. ValueError names `where` and the offset in bytes.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    offset, begun, held = 0, False, ""
+    block = next(blocks, b"")
+    while block:
+        following = next(blocks, b"")
+        before = len(utf8.getstate()[0])  # bytes of a character that the last block cut
+        try:
+            text = utf8.decode(block, final=not following)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{where} is not UTF-8 text (byte 0x{error.object[error.start]:02x} "
+                f"at offset {offset - before + error.start}); {ADVICE}") from None
+        if (nul := block.find(0)) >= 0:
+            raise ValueError(f"{where} is not text (NUL byte at offset {offset + nul}); {ADVICE}")
+        offset += len(block)
+        if text and not begun:
+            text, begun = text.removeprefix("\ufeff"), True
+        text = held + text
+        held = "\r" if following and text.endswith("\r") else ""  # its \n may come next
+        if text := text[:len(text) - len(held)].replace("\r\n", "\n"):
+            yield text
+        block = following
+
+
+def blocks(path: Path, count: Callable[[int], object]) -> Iterator[bytes]:
+    """The bytes of a file, BLOCK at a time; count(bytes read) with each. OSError as `open`."""
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            count(len(block))
+            yield block
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared tokens are kept: $RUNGS_CACHE, else rungs in the user's cache.
+
+    That is $XDG_CACHE_HOME, else ~/.cache.
+    """
+    if own := os.environ.get("RUNGS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rungs")
 
 
 def fetch(name: str) -> bytes:
@@ -72,8 +125,7 @@ def fetch(name: str) -> bytes:
                                  "own, give its path")
             return raw
 
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cached = Path(folder, "rungs", filename(name))
+    cached = cache_folder() / filename(name)
     # tiktoken keeps what it has downloaded under the SHA-1 of the address.
     folder = os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir(), "data-gym-cache")
     other = Path(folder, hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest())

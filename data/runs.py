@@ -39,9 +39,10 @@ def environment() -> dict:
     }
 
 
-def fingerprint(splits: dict[str, list[str]]) -> str:
-    """What tells whether data is still the same."""
-    return hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+def fingerprint(splits: dict) -> str:
+    """What tells whether data is still the same. splits: those of a Dataset."""
+    content = {split: getattr(part, "digest", part) for split, part in splits.items()}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def make_run(path: Path, exactly: bool = False) -> Path:

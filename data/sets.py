@@ -9,7 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import corpus
 from .cli import nearest
+from .corpus import Scan, Streamed
+from .documents import SUFFIXES, Corpus, texts_below
 from .files import decode, fetch, read_text
 
 HERE = Path(__file__).parent
@@ -29,24 +32,37 @@ class Dataset:
     """Texts in splits.
 
     kind: "lines" (every item is a document of one line) or "text" (long documents).
-    splits: "train", "val" and "test" to their items; test may be empty.
+    splits: "train", "val" and "test" to their items; test may be empty. The splits of a large text
+    are `Streamed`: to iterate over one gives pieces of it, and there are no items.
     notes: what the user should be told about how the splits were made.
     """
 
     name: str
     kind: str
-    splits: dict[str, list[str]]
+    splits: dict[str, list[str] | Streamed]
     notes: tuple[str, ...] = ()
 
     @property
     def separated(self) -> bool:
         """Whether every document begins with the END token; a single text has none."""
-        return self.kind == "lines" or any(len(items) > 1 for items in self.splits.values())
+        many = (split.documents if isinstance(split, Streamed) else len(split)
+                for split in self.splits.values())
+        return self.kind == "lines" or any(n > 1 for n in many)
+
+
+def size(split: list[str] | Streamed) -> tuple[int, int, int]:
+    """The documents (or lines), characters and bytes in UTF-8 of a split."""
+    if isinstance(split, Streamed):
+        return split.documents, split.characters, split.bytes
+    raw = sum(len(item.encode("utf-8", "surrogatepass")) for item in split)
+    return len(split), sum(map(len, split)), raw
 
 
 def load(source: str, lines: bool = False) -> Dataset:
     """The dataset of a set's name or of a path to a file or folder.
 
+    A file is a text, or of documents if it is a .jsonl; a folder has a train.txt or train.jsonl, or
+    its documents are in all .txt and .jsonl files below it.
     lines: take each line of the text as an item of its own.
     Raises ValueError, with what to do next, for whatever cannot be used.
     """
@@ -70,7 +86,9 @@ def load(source: str, lines: bool = False) -> Dataset:
                          f"sets {', '.join(SETS)}.{nearest(source, SETS)}")
     if os.path.isdir(path):
         return from_folder(path, lines)
-    return from_text(path.stem, read_text(path), lines, str(path))
+    if lines:
+        return from_text(path.stem, read_text(path), lines, str(path))
+    return from_corpus(path.stem, Corpus(str(path), [path]))
 
 
 def from_text(name: str, text: str, lines: bool, where: str, notes: tuple = ()) -> Dataset:
@@ -82,35 +100,96 @@ def from_text(name: str, text: str, lines: bool, where: str, notes: tuple = ()) 
     return Dataset(name, "text", {"train": [train], "val": [val], "test": []}, notes)
 
 
+def from_corpus(name: str, source: Corpus) -> Dataset:
+    """Documents in splits: a single one as a text, several by hash 80/10/10.
+
+    Of a large corpus val, and test, hold no more than corpus.HELD_OUT characters; and if its
+    documents are too large for that, it is split as a single one is.
+    """
+    if source.size > corpus.LARGE:
+        scan = Scan(source)
+        parts = corpus.part(scan, TRAIN_VAL_TEST, 0.9)
+        splits = {"train": [], "val": [], "test": []} | parts
+        return Dataset(name, "text", splits, left_out(scan.blank) + held_out(parts))
+    documents, blank = source.documents()
+    if len(documents) == 1:
+        return from_text(name, documents[0], False, source.where, left_out(blank))
+    splits = split_by_hash(documents, documents, where=source.where, item="document")
+    return Dataset(name, "text", splits, left_out(blank))
+
+
+def left_out(blank: int) -> tuple[str, ...]:
+    """What is to be said of blank documents."""
+    return (f"documents without any text are left out: {blank:,}",) if blank else ()
+
+
+def held_out(splits: dict[str, Streamed]) -> tuple[str, ...]:
+    """What is to be said of how a large corpus was split."""
+    names = [name for name in splits if name != "train"]
+    how = "by the hash of the documents" if splits["val"].rule[0] == "bins" else "from the end"
+    sizes = " and ".join(f"{splits[name].characters:,}" for name in names)
+    hold = "hold" if len(names) > 1 else "holds"
+    return (f"{' and '.join(names)} {hold} {sizes} characters, taken {how}: of a large text no "
+            f"more than {corpus.HELD_OUT:,} each",)
+
+
 def from_folder(folder: Path, lines: bool) -> Dataset:
-    """The splits of a folder's train.txt, val.txt and test.txt; a slice of train serves as val."""
-    if not os.path.exists(folder / "train.txt"):
-        raise ValueError(f"the folder {folder} has no train.txt; "
+    """A folder's train, val and test, each a .txt or .jsonl; or else all such files below it."""
+    files: dict[str, Path] = {}
+    for split in TRAIN_VAL_TEST:
+        names = [split + suffix for suffix in (SUFFIXES[:1] if lines else SUFFIXES)]
+        there = [name for name in names if os.path.exists(folder / name)]
+        if len(there) > 1:
+            raise ValueError(f"the folder {folder} has both {' and '.join(there)}; keep one")
+        if there:
+            files[split] = folder / there[0]
+    if "train" in files:
+        return from_splits(folder.resolve().name, files, lines)
+    below = [] if lines or files else texts_below(folder)
+    if not below:
+        other = "" if lines or files else ", nor any other .txt or .jsonl below it"
+        raise ValueError(f"the folder {folder} has no train.txt{other}; "
                          "put one there, or give the path of a single file")
-    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    notes = []
-    for split in splits:
-        path = folder / f"{split}.txt"
-        if os.path.exists(path):
-            text = read_text(path)
-            splits[split] = as_lines(text) if lines else [text]
-            if not lines and len(text) < 2:
-                raise ValueError(f"{path} has one character; give at least two, for the second "
-                                 "to be predicted from the first")
-    train = splits["train"]
-    if not splits["val"]:
-        where = str(folder / "train.txt")
+    return from_corpus(folder.resolve().name, Corpus(str(folder), below))
+
+
+def from_splits(name: str, files: dict[str, Path], lines: bool) -> Dataset:
+    """The splits that have a file each; a slice of train serves as val if that has none."""
+    splits: dict[str, list[str] | Streamed] = {"train": [], "val": [], "test": []}
+    notes: tuple[str, ...] = ()
+    sources = {split: Corpus(str(path), [path]) for split, path in files.items()}
+    large = not lines and sum(source.size for source in sources.values()) > corpus.LARGE
+    for split, source in sources.items():
         if lines:
-            splits |= split_by_hash(train, train, TRAIN_VAL, where)
+            splits[split] = as_lines(read_text(files[split]))
+            continue
+        if large:
+            splits[split] = corpus.whole(Scan(source))
+            blank = splits[split].scan.blank
+        else:
+            splits[split], blank = source.documents()
+        notes += left_out(blank)
+        if size(splits[split])[1] < 2:
+            raise ValueError(f"{source.where} has one character; give at least two, for the "
+                             "second to be predicted from the first")
+    train, where, first = splits["train"], sources["train"].where, files["train"].name
+    if not splits["val"]:
+        if large:
+            parts = corpus.part(train.scan, TRAIN_VAL, 0.95)
+            splits |= parts
+            notes += held_out(parts)
+        elif lines or len(train) > 1:
+            splits |= split_by_hash(train, train, TRAIN_VAL, where, "line" if lines else "document")
         else:
             splits |= {s: [part] for s, part in zip(TRAIN_VAL, cut(train[0], 0.95, where))}
-        notes.append("val is a 5% slice of train.txt, for there is no val.txt")
+        share, absent = "" if large else "5% ", first.replace("train", "val")
+        notes += (f"val is a {share}slice of {first}, for there is no {absent}",)
     for split in ("val", "test"):
-        distinct = set(splits[split])
-        if shared := len(distinct & set(splits["train"])):
-            notes.append(f"{shared:,} of the {len(distinct):,} distinct items of {split} stand "
-                         "in train too, which flatters the loss")
-    return Dataset(folder.resolve().name, "lines" if lines else "text", splits, tuple(notes))
+        distinct = set() if large else set(splits[split])
+        if shared := len(distinct & set(splits["train"] if distinct else ())):
+            notes += (f"{shared:,} of the {len(distinct):,} distinct items of {split} stand "
+                      "in train too, which flatters the loss",)
+    return Dataset(name, "lines" if lines else "text", splits, notes)
 
 
 def fraction(key: str) -> float:
@@ -118,7 +197,9 @@ def fraction(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:6], "big") / 2**48
 
 
-def split_by_hash(items, keys, bounds=TRAIN_VAL_TEST, where: str = "it") -> dict[str, list[str]]:
+def split_by_hash(
+    items, keys, bounds=TRAIN_VAL_TEST, where: str = "it", item: str = "line"
+) -> dict[str, list[str]]:
     """Items in splits by the hash of their keys, in their order; equal keys stay together.
 
     An empty split gets the key of the smallest hash that another can spare. With only two keys
@@ -126,8 +207,8 @@ def split_by_hash(items, keys, bounds=TRAIN_VAL_TEST, where: str = "it") -> dict
     """
     distinct = sorted(set(keys), key=fraction)
     if len(distinct) < 2:
-        raise ValueError(f"{where} has only one distinct line; give at least two different "
-                         "lines, one to train on and one to validate on")
+        raise ValueError(f"{where} has only one distinct {item}; give at least two different "
+                         f"{item}s, one to train on and one to validate on")
     groups: dict[str, list[str]] = {split: [] for split in bounds}
     for key in distinct:
         groups[next(s for s, bound in bounds.items() if fraction(key) < bound)].append(key)

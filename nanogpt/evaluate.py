@@ -1,6 +1,7 @@
 """The loss of a model, measured over whole splits: no sampling of batches, no carried state."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ import data
 from makemore.model import IGNORED, LanguageModel
 
 from .machine import Machine
+from .processes import Processes
+
+ALONE = Processes()
 
 
 def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:
@@ -18,18 +22,36 @@ def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:
     return [torch.from_numpy(array).to(device) for array in batch]
 
 
-def mean_loss(model: LanguageModel, groups: list, machine: Machine) -> tuple[float, int]:
-    """Mean nats over all targets of a list of batches, and their number; the model is in eval."""
+def mean_loss(
+    model: LanguageModel, groups: Sequence, machine: Machine, processes: Processes = ALONE
+) -> tuple[float, int]:
+    """Mean nats over all targets of a list of batches, and their number; the model is in eval.
+
+    Several processes take turns. All make as many steps, since they may hold a model together.
+    """
     total, count = 0.0, 0
-    with torch.inference_mode(), machine.autocast():
-        for batch in tqdm(groups, "evaluating", disable=None, leave=False, delay=2):
-            counted = int((batch[1] != IGNORED).sum())
-            total += counted * model.loss(*to_device(batch, machine.device)).item()
-            count += counted
-    return total / count, count
+    rounds = range(processes.rank, processes.rank + len(groups), processes.world)
+    hidden = None if processes.first else True
+    with no_gradient(processes), machine.autocast():
+        for number in tqdm(rounds, "evaluating", disable=hidden, leave=False, delay=2):
+            batch = groups[min(number, len(groups) - 1)]
+            loss = model.loss(*to_device(batch, machine.device)).item()
+            if number < len(groups):
+                counted = int((batch[1] != IGNORED).sum())
+                total += counted * loss
+                count += counted
+    total, count = processes.total(total, count)
+    return total / count, int(count)
 
 
-def evaluate_splits(model, tokenizer, dataset: data.Dataset, block_size: int, machine: Machine):
+def no_gradient(processes: Processes):
+    """Inference mode, which weights that are parted among processes do not take."""
+    return torch.no_grad() if processes.shard else torch.inference_mode()
+
+
+def evaluate_splits(
+    model, tokenizer, dataset: data.Dataset, block_size: int, machine, processes=ALONE
+) -> dict:
     """train_loss, val_loss, test_loss (None if there is no such split), and bits_per_char: a dict.
 
     Losses in nats per token. Bits per character are those of test, or of val where there is none.
@@ -39,7 +61,7 @@ def evaluate_splits(model, tokenizer, dataset: data.Dataset, block_size: int, ma
         groups = data.evaluation_batches(dataset, tokenizer, split, block_size)
         result[f"{split}_loss"] = None
         if groups:
-            loss, tokens = mean_loss(model, groups, machine)
+            loss, tokens = mean_loss(model, groups, machine, processes)
             characters = data.characters(dataset, split, block_size)
             result[f"{split}_loss"] = loss
             result["bits_per_char"] = loss * tokens / math.log(2) / characters

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from makemore.bridge import FromNumpy, NumpyOptimizer
 
+from .processes import own, whole
+
 OPTIMIZERS = ("muon", "adamw")
 BETAS = (0.9, 0.99)  # of AdamW
 
@@ -127,7 +129,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                blocks = to_blocks(update)
+                blocks = to_blocks(whole(update))  # directions are those of the whole matrix
                 stacks.setdefault(blocks.shape[1:], []).append((parameter, blocks))
             for shape, items in stacks.items():
                 updates = orthogonalise(torch.cat([blocks for _, blocks in items]))
@@ -135,7 +137,8 @@ class Muon(torch.optim.Optimizer):
                 parts = updates.split([len(blocks) for _, blocks in items])
                 for (parameter, _), blocks in zip(items, parts, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(from_blocks(blocks, parameter.shape), alpha=-group["lr"] * scale)
+                    update = own(from_blocks(blocks, parameter.shape), parameter)
+                    parameter.add_(update, alpha=-group["lr"] * scale)
 
 
 def to_blocks(matrix: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Config:
     accumulate: int = 1  # parts of a batch, one after the other, where it does not fit at once
     average: float = 0.0  # how much of the averaged weights stays at each step; 0 is off
     checkpointing: bool = False
+    shard: bool = False
 
     def check(self) -> None:
         """ValueError for a setting that cannot work."""
@@ -90,6 +91,8 @@ class Config:
                              f"equal parts, not into {self.accumulate}.")
         if not 0 <= self.average < 1:
             raise ValueError(f"--average must be at least 0 and below 1, not {self.average}.")
+        if self.shard and (self.dtype == "float16" or self.backend == "numpy"):
+            raise ValueError("--shard is for --dtype=bfloat16 or float32, and not for NumPy.")
         if self.checkpointing and self.model != "gpt":
             raise ValueError("--checkpointing is for --model=gpt.")
         if self.weight_decay and self.optimizer not in ("adamw", "muon"):
@@ -171,6 +174,8 @@ def make_parser() -> cli.Parser:
     add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
     text = "of gpt: make activations again in the backward pass: slower, in less memory"
     add(group, "checkpointing", text, bool)
+    text = "under torchrun: every process keeps a part of the weights, not all of them"
+    add(group, "shard", text, bool)
     add(group, "compile", "torch.compile: slow to start, so measure whether it pays", bool)
     group = parser.add_argument_group("run")
     add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import makemore
+import nanogpt
 import train
 from data import cli, runs
 
@@ -45,7 +45,7 @@ def small():
     """small(stage, name=value): the flags of a small model, dropout included, and those given."""
 
     def flags(stage, **given):
-        sizes = {name: SMALL[name] for name in makemore.sizes(stage)} | given
+        sizes = {name: SMALL[name] for name in nanogpt.sizes(stage) if name in SMALL} | given
         return [f"--model={stage}"] + [f"{cli.flag(n)}={v}" for n, v in sizes.items()]
 
     return flags

@@ -1,0 +1,1025 @@
+"""nanogpt/gpt.py: the ladder's contract with every piece turned, the pieces against plain code, and
+the runs of train.py that only this rung has."""
+
+import io
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import data
+import nanogpt
+import sample
+import train
+from data import runs
+from data.cli import flag
+from makemore.model import IGNORED, State
+from makemore.transformer import rotary_frequencies
+from nanogpt import gpt
+from nanogpt.gpt import ARCHS, CHOICES, SIZES, Cache
+from nanogpt.machine import choose
+from nanogpt.optim import make_optimizers
+from nanogpt.recipes import RECIPES
+from nanogpt.settings import make_parser, settle
+
+V, BLOCK, LAYERS = 11, 8, 2
+SMALL = dict(layers=LAYERS, heads=4, width=16)
+# In float64 only a mistake is larger than 1e-10; but capped logits are float32.
+EXACT = ARCHS["modern"] | dict(logit_cap=0.0)
+PIECES = {
+    "modern": ARCHS["modern"],
+    "gpt2": ARCHS["gpt2"],
+    "learned": dict(position="learned"),
+    "sinusoidal": dict(position="sinusoidal"),
+    "layer norm": dict(norm="layer"),
+    "gelu": dict(mlp="gelu"),
+    "swiglu": dict(mlp="swiglu"),
+    "no qk_norm": dict(qk_norm=False),
+    "kv_heads 1": dict(kv_heads=1),
+    "kv_heads 2": dict(kv_heads=2),
+    "window": dict(window=3),
+    "tied": dict(tied=True),
+    "bias": dict(bias=True),
+    "score_cap": dict(score_cap=2.0),
+    "no zero_init": dict(zero_init=False),
+    "several": dict(kv_heads=2, window=3, score_cap=2.0, bias=True, tied=True, mlp="swiglu"),
+}
+CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
+BATCHES = data.batches
+
+each_piece = pytest.mark.parametrize("piece", PIECES)
+
+
+def build(piece, vocab_size=V, block_size=BLOCK, **given):
+    """A small model with its first weights."""
+    torch.manual_seed(0)
+    return nanogpt.build("gpt", vocab_size, block_size, **SMALL | EXACT | PIECES[piece] | given)
+
+
+def shaken(module):
+    """The module with noise on every weight: those that begin as zeros would hide mistakes."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return module
+
+
+def make(piece, **given):
+    """A small shaken model in float64."""
+    return shaken(build(piece, **given)).double().eval()
+
+
+def draw(*shape, vocab_size=V, seed=0):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def same(a, b, tolerance=1e-10):
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def same_state(a, b):
+    """The states agree in everything that the next tokens depend on."""
+    assert torch.equal(a.position, b.position) and torch.equal(a.segment, b.segment)
+    for mine, others in zip(a.memories, b.memories, strict=True):
+        for x, y in zip(mine, others, strict=True):
+            same(x, y)
+
+
+def in_pieces(model, tokens, cuts, segments=None, state=None):
+    """The logits of tokens cut before each of cuts, with the state carried, and the last state."""
+    logits = []
+    parts = tokens.tensor_split(cuts, 1)
+    labels = [None] * len(parts) if segments is None else segments.tensor_split(cuts, 1)
+    for part, label in zip(parts, labels, strict=True):
+        part_logits, state = model(part, state, label)
+        logits.append(part_logits)
+    return torch.cat(logits, 1), state
+
+
+def longest(model):
+    """Tokens that a model may take: learned positions end with the block."""
+    return 3 * BLOCK if model.limit is None else BLOCK
+
+
+# Two rows whose documents begin and end at different places, their labels in no order
+DOCUMENTS = [[3, 5, 4], [1, 8, 3]]
+LABELS = [[4, 0, 7], [2, 9, 1]]
+
+
+def packed():
+    rows = [torch.tensor(labels).repeat_interleave(torch.tensor(lengths))
+            for labels, lengths in zip(LABELS, DOCUMENTS, strict=True)]
+    return draw(2, 12), torch.stack(rows)
+
+
+# The contract
+
+
+@each_piece
+@torch.no_grad()
+def test_logits_ignore_later_tokens(piece):
+    model, tokens = make(piece), draw(2, BLOCK)
+    logits, state = model(tokens)
+    assert logits.shape == (2, BLOCK, V) and state.position.tolist() == [BLOCK, BLOCK]
+    for t in range(BLOCK):
+        changed = tokens.clone()
+        changed[:, t + 1:] = (changed[:, t + 1:] + 1 + draw(2, BLOCK - t - 1) % (V - 1)) % V
+        same(model(changed)[0][:, :t + 1], logits[:, :t + 1], 1e-12)
+
+
+@each_piece
+@pytest.mark.parametrize("layers", [1, 2])
+@torch.no_grad()
+def test_what_a_position_knows(piece, layers):
+    model = make(piece, layers=layers)
+    tokens = draw(1, longest(model))
+    last, known = model(tokens)[0][0, -1], set()
+    for age in range(tokens.shape[1]):
+        changed = tokens.clone()
+        changed[0, -1 - age] = (changed[0, -1 - age] + 1) % V
+        if (model(changed)[0][0, -1] - last).abs().max() > 1e-9:
+            known.add(age)
+    reach = 1 + layers * (PIECES[piece].get("window", BLOCK) - 1)
+    assert known == set(range(min(reach, tokens.shape[1])))
+
+
+@each_piece
+@torch.no_grad()
+def test_a_sequence_may_be_split_anywhere(piece):
+    model = make(piece)
+    for length in {BLOCK, longest(model)}:
+        tokens = draw(2, length)
+        logits, state = model(tokens)
+        for cuts in [*([cut] for cut in range(1, length)), list(range(1, length)), [3, 4]]:
+            pieces, last = in_pieces(model, tokens, cuts)
+            same(pieces, logits)
+            same_state(last, state)
+    reach = PIECES[piece].get("window", BLOCK)
+    assert state.memories[0][0].shape[2] == reach - 1  # what no later position sees is forgotten
+
+
+@each_piece
+@torch.no_grad()
+def test_packed_documents_give_the_logits_of_each_alone(piece):
+    model, (tokens, segments) = make(piece), packed()
+    logits, state = model(tokens, segments=segments)
+    assert state.position.tolist() == [lengths[-1] for lengths in DOCUMENTS]
+    for row, lengths in enumerate(DOCUMENTS):
+        alone = [model(document[None])[0][0] for document in tokens[row].split(lengths)]
+        same(logits[row], torch.cat(alone))
+    for cuts in [*([cut] for cut in range(1, 12)), list(range(1, 12))]:
+        pieces, last = in_pieces(model, tokens, cuts, segments)
+        same(pieces, logits)
+        same_state(last, state)
+
+
+@each_piece
+@torch.no_grad()
+def test_forward_leaves_its_state_as_it_was(piece):
+    model, (_, state) = make(piece), make(piece)(draw(2, 4))
+    before = deepcopy(state)
+    first, _ = model(draw(2, 4, seed=1), state)
+    other, _ = model(draw(2, 4, seed=1), state, torch.ones(2, 4, dtype=torch.int64))
+    same_state(state, before)
+    assert (first - other).abs().max() > 1e-3  # another document
+    same(model(draw(2, 4, seed=1), state)[0], first, 0)
+
+
+@each_piece
+@torch.no_grad()
+def test_rows_of_a_state_are_selected_reordered_and_repeated(piece):
+    model = make(piece)
+    tokens = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6], [0, 7, 8, 9]])  # which end together
+    lengths = [4, 2, 3]
+    segments = (torch.arange(4) >= 4 - torch.tensor(lengths)[:, None]).long()
+    _, state = model(tokens, segments=segments)
+    assert state.position.tolist() == lengths
+    before, rows, more = deepcopy(state), [2, 0, 0, 1], draw(4, 4)
+    logits, _ = model(more, state.rows(torch.tensor(rows)))
+    for i, row in enumerate(rows):
+        alone, _ = model(torch.cat([tokens[row, -lengths[row]:], more[i]])[None])
+        same(logits[i], alone[0, lengths[row]:])
+    same_state(state, before)
+
+
+def batch_of_names():
+    dataset = data.load("names")
+    tokenizer = data.CharTokenizer.train(dataset.splits["train"])
+    tokens, targets = map(torch.from_numpy, data.batches(dataset, tokenizer, 16, 8)(0, 0))
+    return tokens, targets, tokenizer.vocab_size
+
+
+@each_piece
+def test_the_first_loss_is_that_of_a_guess(piece):
+    torch.manual_seed(0)
+    model = nanogpt.build("gpt", 60, 16, **ARCHS["modern"] | PIECES[piece])
+    loss = model.loss(draw(16, 16, vocab_size=60), draw(16, 16, vocab_size=60, seed=1))
+    assert loss.item() == pytest.approx(math.log(60), abs=0.1)
+
+
+@each_piece
+def test_one_batch_is_fitted(piece):
+    tokens, targets, vocab_size = batch_of_names()
+    pairs = [(row[:i + 1], target) for row, wanted in zip(tokens.tolist(), targets.tolist())
+             for i, target in enumerate(wanted) if target != IGNORED]
+    least = 0.0  # what follows the same beginning can only be guessed
+    for known, target in pairs:
+        alike = [other for seen, other in pairs if seen == known]
+        least -= math.log(alike.count(target) / len(alike)) / len(pairs)
+    model = build(piece, vocab_size, 16, width=32)
+    optimizers = make_optimizers(model, "muon", 0.03)
+    for step in range(60):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.03 * (1 - step / 60)
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert least - 1e-4 < loss.item() < least + 0.05
+
+
+@each_piece
+def test_every_parameter_has_had_a_gradient_after_two_steps(piece):
+    tokens, targets, vocab_size = batch_of_names()
+    model = build(piece, vocab_size, tokens.shape[1]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    reached = set()
+    for _ in range(2):  # what lies before a projection of zeros is reached by the second
+        optimizer.zero_grad()
+        model.loss(tokens, targets).backward()
+        reached |= {name for name, p in model.named_parameters() if p.grad.abs().max() > 0}
+        optimizer.step()
+    assert reached == {name for name, _ in model.named_parameters()}
+
+
+@each_piece
+def test_saved_and_loaded_gives_the_same_logits(piece):
+    model, loaded, tokens = shaken(build(piece)).eval(), build(piece).eval(), draw(2, BLOCK)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    before, _ = loaded(tokens)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(loaded(tokens)[0], model(tokens)[0])
+    assert not torch.equal(loaded(tokens)[0], before)
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2"])
+def test_dropout_is_on_in_training_alone(piece):
+    model, plain, tokens = make(piece, dropout=0.5), make(piece), draw(2, BLOCK)
+    same(model(tokens)[0], plain(tokens)[0], 0)
+    used = []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p == 0.5:
+            module.register_forward_hook(lambda *_: used.append(1))
+    first, _ = model.train()(tokens)
+    assert len(used) == 1 + 2 * LAYERS  # the embedding, and what each half of a block adds
+    assert (first - model(tokens)[0]).abs().max() > 1e-3
+    same(model.eval()(tokens)[0], plain.train()(tokens)[0], 0)
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+@pytest.mark.parametrize("chunk", [2**25, 100])
+def test_bfloat16_products(piece, chunk, monkeypatch):
+    tokens, targets, vocab_size = batch_of_names()
+    model = shaken(build(piece, vocab_size, 16))
+    exact = model.loss(tokens, targets).item()
+    monkeypatch.setattr(gpt, "CHUNK", chunk)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(tokens, targets)
+        carried, _ = in_pieces(model, tokens, [1, 3])
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact, rel=0.02)
+    assert carried.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# The first weights
+
+
+def test_a_block_begins_as_the_identity_or_adds_little():
+    tokens = draw(2, BLOCK)
+    for name, zero_init in (("modern", True), ("no zero_init", False)):
+        model = build(name).double()
+        added = model.features(tokens)[0] - model.norm(model.embedding(tokens))
+        assert (added.abs().max() > 1e-6) != zero_init
+    model = build("gpt2", width=128)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            small = name.endswith(("out.weight", "down.weight"))
+            std = 0.01 if name == "positions.weight" else 0.02 / (2 * LAYERS) ** (small / 2)
+            assert parameter.std().item() == pytest.approx(std, rel=0.1), name
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, ".bias" not in name))
+
+
+# The pieces against plain code
+
+
+def plain_attention(attention, x, documents, speeds, window):
+    """attention(x), written out. speeds (D / 2,): radians a position, or None."""
+    B, T, C = x.shape
+    H, K = attention.heads, attention.kv_heads
+    D = C // H
+    bias = 0 if attention.qkv.bias is None else attention.qkv.bias
+    y = (x @ attention.qkv.weight.T + bias).view(B, T, H + 2 * K, D)
+    shared = [head // (H // K) for head in range(H)]
+    q, k, v = y[:, :, :H], y[:, :, H:H + K][:, :, shared], y[:, :, H + K:][:, :, shared]
+    if attention.qk_norm:
+        q, k = (z / z.square().mean(-1, keepdim=True).sqrt() for z in (q, k))
+    seen = torch.zeros(B, T, T, dtype=torch.bool)
+    position = torch.zeros(B, T, 1, 1, dtype=torch.float64)
+    for b in range(B):
+        for t in range(T):
+            position[b, t] = sum(documents[b, :t] == documents[b, t])
+            for s in range(max(0, t - window + 1), t + 1):
+                seen[b, t, s] = documents[b, s] == documents[b, t]
+    if speeds is not None:  # feature i and feature i + D/2 as the parts of a complex number
+        turn = torch.exp(1j * position * speeds)
+        q, k = (torch.complex(z[..., :D // 2], z[..., D // 2:]) * turn for z in (q, k))
+        q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
+    if attention.score_cap:
+        scores = attention.score_cap * torch.tanh(scores / attention.score_cap)
+    shares = scores.masked_fill(~seen[:, None], -math.inf).softmax(3)
+    y = torch.einsum("bhts,bshd->bthd", shares, v).reshape(B, T, C)
+    return y @ attention.out.weight.T + (0 if attention.out.bias is None else attention.out.bias)
+
+
+@each_piece
+@pytest.mark.parametrize("apart", [False, True])
+def test_attention_is_the_plain_one(piece, apart):
+    model = make(piece)
+    attention = model.layers[0].attention
+    documents = packed()[1] if apart else torch.zeros(2, BLOCK, dtype=torch.int64)
+    T = documents.shape[1]
+    positions = gpt.document_positions(documents, None, documents)
+    x = noise(2, T, 16).requires_grad_()
+    ours, _ = attention(x, model.view(positions, 0, plain=not apart and model.reach >= T), None)
+    speeds = model.speeds[2:] if model.position == "rotary" else None
+    theirs = plain_attention(attention, x, documents, speeds, model.reach)
+    same(ours, theirs)
+    weights, by = [x, *attention.parameters()], noise(2, T, 16, seed=1)
+    mine, others = (torch.autograd.grad((y * by).sum(), weights) for y in (ours, theirs))
+    for a, b in zip(mine, others, strict=True):
+        same(a, b)
+
+
+def test_rotary_positions_turn_by_powers_of_10000():
+    speeds = rotary_frequencies(8)
+    expected = torch.tensor([10000 ** (-2 * i / 8) for i in range(4)])
+    same(speeds[4:], expected, 1e-7)
+    model, x = make("modern", width=32), noise(1, 4, 3, 8)
+    view = model.view(torch.tensor([[0, 5, 7]]), 0, True)
+    turned = gpt.rotate(x, view.cos, view.sin)
+    z = torch.complex(x[..., :4], x[..., 4:])
+    z = z * torch.exp(1j * torch.tensor([0.0, 5.0, 7.0])[:, None].double() * speeds[4:].double())
+    same(turned, torch.cat([z.real, z.imag], -1))
+
+
+@torch.no_grad()
+def test_sinusoidal_positions_are_those_of_vaswani():
+    model, x = make("sinusoidal"), []
+    model.embedding.weight.zero_()
+    model.layers[0].norm1.register_forward_hook(lambda module, inputs, _: x.append(inputs[0]))
+    tokens, segments = packed()
+    _, state = model(tokens, segments=segments)
+    model(tokens[:, :3], state)
+    places = [[p for length in lengths for p in range(length)] for lengths in DOCUMENTS]
+    places = [row + [row[-1] + 1, row[-1] + 2, row[-1] + 3] for row in places]
+    expected = torch.empty(2, 15, 16, dtype=torch.float64)
+    for row in range(2):
+        for t, p in enumerate(places[row]):
+            for i in range(8):  # the sines in one half, the cosines in the other
+                angle = p / 10000 ** (2 * i / 16)
+                expected[row, t, i], expected[row, t, 8 + i] = math.sin(angle), math.cos(angle)
+    same(torch.cat(x, 1), expected, 1e-6)  # the speeds are float32
+
+
+def test_norms_are_the_plain_ones():
+    x = noise(3, 5, 16)
+    norm = make("modern").norm
+    same(norm(x), norm.weight * x / x.square().mean(-1, keepdim=True).sqrt())
+    norm, centred = make("gpt2").norm, x - x.mean(-1, keepdim=True)
+    plain = norm.weight * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    same(norm(x), plain + norm.bias)
+
+
+def plain_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("kind", CHOICES["mlp"])
+def test_mlps_are_the_plain_ones(kind):
+    mlp, x = make("bias", mlp=kind).layers[0].mlp, noise(2, 3, 16)
+    y = x @ mlp.up.weight.T + mlp.up.bias
+    if kind == "swiglu":
+        left, gate = y[..., :48], y[..., 48:]
+        y = left * gate / (1 + torch.exp(-gate))
+    else:
+        y = plain_gelu(y) if kind == "gelu" else torch.where(y > 0, y * y, 0)
+    same(mlp(x), y @ mlp.down.weight.T + mlp.down.bias)
+    # in about as many weights
+    count = sum(p.numel() for p in gpt.MLP(96, kind, False).parameters())
+    assert count == pytest.approx(8 * 96 * 96, rel=0.01)
+
+
+def test_logits_are_capped():
+    model, x = make("modern", logit_cap=0.5), 5 * noise(2, 3, 16)
+    logits = x @ model.head.weight.T
+    assert logits.abs().max() > 2
+    same(model.logits(x).double(), 0.5 * torch.tanh(logits / 0.5), 1e-6)
+
+
+def test_a_window_of_all_and_heads_of_all_change_nothing():
+    tokens = draw(2, BLOCK)
+    logits, _ = make("several", window=0, kv_heads=0)(tokens)
+    for given in (dict(window=BLOCK, kv_heads=4), dict(window=10 * BLOCK, kv_heads=4)):
+        same(make("several", **given)(tokens)[0], logits, 0)
+    heads = shaken(gpt.Attention(16, 4, 2, BLOCK, True, False, 0.0, True))
+    assert heads.qkv.weight.shape == (32, 16)  # fewer keys and values to make
+
+
+GPT2_NAMES = {
+    "embedding": "wte", "positions": "wpe", "layers": "h", "norm1": "ln_1", "norm2": "ln_2",
+    "norm": "ln_f", "attention": "attn", "qkv": "c_attn", "up": "c_fc", "out": "c_proj",
+    "down": "c_proj",
+}
+
+
+@torch.no_grad()
+def test_the_arch_gpt2_is_that_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    ours = make("gpt2")
+    config = transformers.GPT2Config(
+        vocab_size=V, n_positions=BLOCK, n_embd=16, n_layer=LAYERS, n_head=4,
+        bos_token_id=0, eos_token_id=0,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    weights = {}
+    for name, weight in ours.named_parameters():
+        path = ".".join(GPT2_NAMES.get(part, part) for part in name.split("."))
+        transposed = weight.ndim > 1 and "layers" in name  # theirs take a matrix from the right
+        weights[f"transformer.{path}"] = weight.T.contiguous() if transposed else weight
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected  # it is tied
+    tokens = draw(3, BLOCK)
+    same(ours(tokens)[0], theirs(tokens).logits)
+
+
+@pytest.mark.parametrize("size, count", [
+    ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080),
+    ("gpt2-xl", 1_557_611_200),
+])
+def test_gpt2_has_as_many_parameters_as_published(size, count):
+    with torch.device("meta"):
+        model = nanogpt.build("gpt", 50257, **ARCHS["gpt2"] | SIZES[size])
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+# The loss
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+def test_the_loss_is_the_cross_entropy_of_what_counts(piece):
+    model, (tokens, segments), targets = make(piece), packed(), draw(2, 12, seed=1)
+    targets[0, :5], targets[1, 3] = IGNORED, IGNORED
+    logits, _ = model(tokens, segments=segments)
+    counted = targets != IGNORED
+    shares = logits.double().softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    expected = -shares[counted].log().sum() / 18
+    same(model.loss(tokens, targets, segments).double(), expected, 1e-6)  # a loss is float32
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+@pytest.mark.parametrize("rows", [1, 5, 7])  # of the 24 at a time
+def test_the_loss_in_chunks_is_that_of_the_whole(piece, rows, monkeypatch):
+    model, (tokens, segments), targets = make(piece), packed(), draw(2, 12, seed=1)
+    targets[0, :10], targets[1, 3] = IGNORED, IGNORED  # a chunk, too, in which nothing counts
+    most = []
+    model.head.register_forward_hook(lambda module, inputs, output: most.append(len(output)))
+    whole = model.loss(tokens, targets, segments)
+    gradients = torch.autograd.grad(whole, list(model.parameters()))
+    assert most == [24]
+    monkeypatch.setattr(gpt, "CHUNK", rows * V)
+    most.clear()
+    cut = model.loss(tokens, targets, segments)
+    others = torch.autograd.grad(cut, list(model.parameters()))
+    assert max(most) <= rows and sum(most) == 48  # once more for the gradient
+    same(cut, whole, 1e-6)
+    for a, b in zip(gradients, others, strict=True):
+        same(a, b, 1e-6)
+    with torch.inference_mode():
+        same(model.loss(tokens, targets, segments), whole.detach(), 1e-6)
+
+
+# The cache
+
+
+@each_piece
+@torch.no_grad()
+def test_a_cache_gives_the_logits_of_a_state(piece):
+    model = make(piece)
+    tokens, first = draw(3, longest(model)), 3
+    expected, _ = model(tokens)
+    for plain in (True, False):
+        _, state = model(tokens[:, :first])
+        before = deepcopy(state)
+        cache = model.preallocate(state, 2, plain)
+        for t in range(first, tokens.shape[1]):
+            if cache.full:
+                cache = model.preallocate(cache, 4, plain)
+            logits, cache = model(tokens[:, t:t + 1], cache)
+            assert isinstance(cache, Cache) and cache.position.tolist() == [t + 1] * 3
+            same(logits[:, 0], expected[:, t])
+        same_state(state, before)
+
+
+@each_piece
+@torch.no_grad()
+def test_a_cache_of_rows_that_have_seen_unlike_numbers(piece):
+    model = make(piece)
+    lengths = [1, 4, 3]
+    segments = (torch.arange(4) >= 4 - torch.tensor(lengths)[:, None]).long()
+    tokens, more = draw(3, 4), draw(3, longest(model) - 4, seed=1)
+    _, state = model(tokens, segments=segments)
+    cache, rows = model.preallocate(state, 1), [0, 1, 2]
+    for t in range(more.shape[1]):
+        if t == 2:
+            rows = [2, 0]
+            cache = cache.rows(torch.tensor(rows))
+        if cache.full:
+            cache = model.preallocate(cache, 3)
+        logits, cache = model(more[rows, t:t + 1], cache)
+        for i, row in enumerate(rows):
+            whole = torch.cat([tokens[row, 4 - lengths[row]:], more[row, :t + 1]])
+            same(logits[i, 0], model(whole[None])[0][0, -1])
+
+
+# Checkpointing
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointing_gives_the_same_gradients(piece, dropout):
+    model, (tokens, segments) = shaken(build(piece, dropout=dropout)).train(), packed()
+    calls, found = [], []
+    model.layers[0].attention.register_forward_hook(lambda *_: calls.append(1))
+    for model.checkpointing in (False, True):
+        torch.manual_seed(2)
+        loss = model.loss(tokens, draw(2, 12, seed=1), segments)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert len(calls) == 1 + 2  # made again
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# Sizes that cannot work
+
+
+REFUSED = [  # and a word of the sentence
+    (dict(width=16, heads=3), "16"), (dict(heads=0), "heads"), (dict(kv_heads=3), "3 key/value"),
+    (dict(kv_heads=8), "8 key/value"), (dict(kv_heads=-1), "kv_heads"),
+    (dict(width=12, heads=4), "3 a head"), (dict(width=4, heads=4), "1 a head"),
+    (dict(position="sinusoidal", width=9, heads=3), "even width"),
+    (dict(position="absolute"), "position"), (dict(norm="batch"), "rms, layer"),
+    (dict(mlp="relu"), "mlp"), (dict(mlp=3), "mlp"), (dict(tied=1), "tied"),
+    (dict(window=-1), "window"), (dict(score_cap=-1.0), "score_cap"),
+    (dict(logit_cap=-1.0), "logit_cap"), (dict(logit_cap=math.nan), "logit_cap"),
+    (dict(dropout=1.0), "dropout"), (dict(layers=0), "layers"), (dict(depth=2), "depth"),
+]
+
+
+@pytest.mark.parametrize("given, said", REFUSED, ids=lambda value: str(value))
+def test_sizes_that_cannot_work_are_refused(given, said):
+    with pytest.raises(ValueError) as caught:
+        nanogpt.build("gpt", V, BLOCK, **SMALL | given)
+    sentence = str(caught.value)
+    assert said in sentence and "\n" not in sentence and sentence.endswith(".")
+
+
+@pytest.fixture
+def nothing_written(tmp_path, monkeypatch):
+    """In a folder of its own, in which nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not any(tmp_path.iterdir())
+
+
+WRONG = {
+    "--width=16 --heads=3": "heads",
+    "--heads=4 --width=16 --kv-heads=3": "3 key/value",
+    "--width=12 --heads=4": "3 a head",
+    "--position=absolute": "position",
+    "--norm=batch": "rms, layer",
+    "--mlp=relu": "--mlp",
+    "--arch=gpt3": "--arch",
+    "--size=huge": "--size",
+    "--recipe=shakespear": "shakespeare",
+    "--window=-1": "window",
+    "--score-cap=-1": "score_cap",
+    "--logit-cap=nan": "logit_cap",
+    "--dropout=1": "dropout",
+    "--context=3": "--context",
+    "--activation=relu": "--activation",
+    "--backend=numpy": "numpy",
+    "--tokenizer=char --vocab-size=300": "--vocab-size",
+    "--vocab-size=100": "too small",
+    "--vocab-size=-1": "small",
+    "--accumulate=5": "--accumulate",
+    "--accumulate=0": "--accumulate",
+    "--average=1": "--average",
+    "--average=-0.1": "--average",
+    "--average=nan": "--average",
+    "--schedule=linear": "--schedule",
+    "--model=lstm --arch=gpt2": "--arch",
+    "--model=lstm --size=nano": "--size",
+    "--model=lstm --recipe=names": "--recipe",
+    "--model=lstm --checkpointing": "--checkpointing",
+    "--model=transformer --kv-heads=1": "--kv-heads",
+    "--model=transformer --no-qk-norm": "--qk-norm",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_what_cannot_work_is_refused_in_a_sentence(flags, words, refusal, nothing_written):
+    given = ["--model=gpt", f"--data={words}", "--lines", "--steps=2", "--batch-size=16"]
+    said = refusal(train.main, *given, "--device=cpu", *flags.split())
+    assert WRONG[flags] in said and "there is no stage gpt" not in said
+
+
+def test_a_recipe_of_another_model_is_refused_before_its_data_is_fetched(refusal, monkeypatch):
+    monkeypatch.setattr(data, "load", pytest.fail)
+    assert "--recipe" in refusal(train.main, "--model=lstm", "--recipe=shakespeare-nano")
+
+
+# The dials
+
+
+ITEMS = {"train": ["abc", "ba"], "val": ["ab"], "test": []}
+SETTINGS = {kind: data.Dataset("stand-in", kind, ITEMS) for kind in ("lines", "text")}
+
+
+def settled(*flags, kind="text", repeated=None):
+    """The settings of a command line, without its data."""
+    args = make_parser().parse_args(["--model=gpt", *flags])
+    return settle(args, "stand-in", SETTINGS[kind], dict(repeated or {}))
+
+
+def test_what_is_given_overrides_the_dials_and_these_the_recipe():
+    nano, baby = SIZES["nano"], SIZES["baby"]
+    recipe = settled("--recipe=shakespeare-baby")
+    assert recipe.sizes.items() >= {"layers": 6, "width": 384, "dropout": 0.2}.items()
+    assert recipe.block_size == baby["block_size"] and recipe.dtype == "bfloat16"
+
+    smaller = settled("--recipe=shakespeare-baby", "--size=nano", "--width=64", "--dtype=float32")
+    assert smaller.sizes == recipe.sizes | {"layers": nano["layers"], "heads": 4, "width": 64}
+    assert (smaller.block_size, smaller.dtype) == (nano["block_size"], "float32")
+    assert settled("--size=baby", "--block-size=9").block_size == 9
+
+    for name, pieces in ARCHS.items():
+        both = settled("--recipe=gpt2", f"--arch={name}")
+        assert both.sizes.items() >= pieces.items() and both.sizes["layers"] == 12
+        turned = settled(f"--arch={name}", "--norm=rms", "--no-bias", "--tied", "--logit-cap=3")
+        given = dict(norm="rms", bias=False, tied=True, logit_cap=3.0)
+        assert turned.sizes.items() >= (pieces | given).items()
+
+
+@pytest.mark.parametrize("name", ["qk_norm", "tied", "bias", "zero_init"])
+def test_switches_turn_both_ways(name):
+    for arch, pieces in ARCHS.items():
+        found = [settled(f"--arch={arch}", *more).sizes[name]
+                 for more in ([], [flag(name)], [flag(f"no_{name}")])]
+        assert found == [pieces[name], True, False]
+
+
+def test_every_choice_is_a_size_of_gpt():
+    takes = nanogpt.sizes("gpt")
+    for chosen in [*ARCHS.values(), *SIZES.values()]:
+        assert chosen.keys() - {"block_size"} <= takes.keys()
+    for name, choices in CHOICES.items():
+        for choice in choices:
+            assert settled(f"{flag(name)}={choice}").sizes[name] == choice
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_the_flags_that_it_lists(name):
+    kind = "lines" if name == "names" else "text"
+    recipe = RECIPES[name]
+    flags = [flag(key) if value is True else f"{flag(key)}={value}"
+             for key, value in recipe.items()]
+    config = settled(f"--recipe={name}", kind=kind)
+    assert config == settled(*flags, kind=kind)
+    for key, value in recipe.items():
+        if key not in ("arch", "size", "data"):
+            assert (vars(config) | config.sizes)[key] == value
+    with torch.device("meta"):
+        nanogpt.build("gpt", 300, config.block_size, **config.sizes)
+    args = make_parser().parse_args([f"--recipe={name}"])
+    assert settle(args, "stand-in", SETTINGS[kind], {}) == config  # the model goes without saying
+
+
+def test_a_bare_command_has_the_recipe_of_its_kind_of_data():
+    for kind, name in (("lines", "names"), ("text", "tales")):
+        assert settled(kind=kind) == settled(f"--recipe={name}", kind=kind)
+
+
+# Runs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, no_plot):
+    """A folder of its own, in which runs are made."""
+    monkeypatch.chdir(tmp_path)
+    lines = [{"text": f"the cat {'sat ' * n}on mat {n}."} for n in range(40)]
+    Path("docs.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def flags_on(small, words, passage, folder):
+    """flags_on(kind): those of a small gpt on lines, on a text, or on documents."""
+    sources = {"lines": [f"--data={words}", "--lines"],
+               "text": [f"--data={passage}", "--block-size=16"],
+               "documents": ["--data=docs.jsonl", "--block-size=16"]}
+    plan = ["--steps=8", "--eval-every=3", "--batch-size=8"]
+    return lambda kind, *more, **sizes: [*small("gpt", **sizes), *sources[kind], *plan, *more]
+
+
+def frozen(value):
+    """A value of a checkpoint, to be compared bit for bit; without the clocks."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return {name: frozen(item) for name, item in value.items() if name not in CLOCKS}
+    if isinstance(value, (list, tuple)):
+        return list(map(frozen, value))
+    return value
+
+
+def ended(run):
+    """What a run has left behind."""
+    result = json.loads(Path(run, "result.json").read_text("utf-8"))
+    return frozen([runs.load_checkpoint(Path(run, name)) for name in runs.CHECKPOINTS]
+                  + [result, runs.read_metrics(Path(run)), Path(run, "samples.txt").read_text()])
+
+
+class Crash(BaseException):
+    """Ends a run with all that it has not saved."""
+
+
+def crash_at(at, monkeypatch):
+    def batches(*args, **more):
+        give = BATCHES(*args, **more)
+
+        def batch(seed, step):
+            if step == at:
+                raise Crash
+            return give(seed, step)
+
+        return batch
+
+    monkeypatch.setattr(data, "batches", batches)
+
+
+@pytest.mark.parametrize("kind, more", [
+    ("lines", []),
+    ("lines", ["--average=0.9", "--accumulate=4", "--arch=gpt2"]),
+    ("text", ["--schedule=wsd", "--kv-heads=1", "--window=3", "--checkpointing"]),
+    ("text", ["--average=0.9", "--tokenizer=bpe", "--vocab-size=300"]),
+    ("documents", ["--average=0.5", "--accumulate=2"]),
+    ("documents", ["--arch=gpt2", "--optimizer=adamw"]),
+], ids=str)
+def test_a_whole_run_and_one_resumed_ends_like_never_stopped(
+    kind, more, flags_on, start, monkeypatch
+):
+    start(*flags_on(kind, *more), "--out=never")
+    assert {path.name for path in Path("never").iterdir()} == {
+        "config.json", "metrics.jsonl", "last.pt", "best.pt", "samples.txt", "result.json"}
+    result = json.loads(Path("never/result.json").read_text("utf-8"))
+    assert result["model"] == "gpt" and result["train_loss"] > 0 and result["bits_per_char"] > 0
+    with monkeypatch.context() as patch:
+        crash_at(5, patch)
+        patch.setattr(train, "SAVE_SECONDS", -1)
+        with pytest.raises(Crash):
+            start(*flags_on(kind, *more), "--out=once")
+    assert runs.load_checkpoint(Path("once/last.pt"))["progress"]["step"] == 5
+    start("--resume=once")
+    assert ended("once") == ended("never")
+
+
+def test_learning_on_a_text(passage, folder, small, start):
+    flags = ["--steps=60", "--eval-every=30", "--batch-size=8", "--block-size=16", "--lr=0.02"]
+    for arch in ARCHS:
+        sizes = small("gpt", width=32, dropout=0.0)
+        start(*sizes, f"--arch={arch}", f"--data={passage}", *flags, f"--out={arch}")
+        first, *_, last = [line["val_loss"] for line in runs.read_metrics(Path(arch))]
+        assert first > 3 and last < 0.6 * first
+
+
+def test_warm_up_stable_decay(flags_on, start):
+    start(*flags_on("lines", "--schedule=wsd", "--steps=20", "--warmup=4", "--eval-every=1",
+                    "--patience=0", "--lr=0.01"), "--out=run")
+    rates = [line["lr"] for line in runs.read_metrics(Path("run"))]
+    assert rates[4:17] == [0.01] * 13 and rates[3] < 0.01 > rates[17] > rates[18] > rates[19]
+    assert rates[19] == pytest.approx(0.0001)
+
+
+# Accumulation
+
+
+def drill(run, batches, piece="modern", resume=None, **given):
+    """train.train of a small gpt on batches: the model, its weights at each call of the loss (after
+    the step before), and those at each evaluation."""
+    model, before, judged = shaken(build(piece, width=8, heads=2, kv_heads=0)), [], []
+    plain = dict(
+        model="gpt", data="", lines=True, sizes={}, block_size=8, steps=5, batch_size=8, lr=0.01,
+        warmup=0, optimizer="muon", weight_decay=0.1, clip=1.0, eval_every=2, patience=0, seed=0,
+        device="cpu", dtype="float32", compile=False,
+    )
+
+    def weights():
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss(*batch):
+        before.append(weights())
+        return model.loss(*batch)
+
+    def evaluate():
+        judged.append(weights())
+        return 2.0 - len(judged)
+
+    run.mkdir()
+    train.train(model, batches, loss, train.Config(**plain | given), evaluate=evaluate,
+                machine=choose("cpu"), run=run, about={}, resume=resume)
+    return model, before, judged
+
+
+def uneven(seed, step):
+    """A batch whose rows have 1 to 8 targets, and the third pair of them none."""
+    numbers = np.random.default_rng([seed, step])
+    tokens, targets = numbers.integers(V, size=(2, 8, 8))
+    targets[np.arange(8) >= numbers.integers(1, 9, size=8)[:, None]] = IGNORED
+    targets[4:6] = IGNORED
+    return tokens, targets
+
+
+def test_parts_are_the_rows_that_have_targets():
+    tokens, targets = uneven(0, 0)
+    found = train.parts((tokens, targets), 4)
+    assert len(found) == 3 and all((part[1] != IGNORED).any() for part in found)
+    assert np.concatenate([part[0] for part in found]).tolist() == np.delete(
+        tokens, [4, 5], 0).tolist()
+    assert len(train.parts((tokens, targets, tokens), 1)[0]) == 3
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+def test_accumulated_parts_make_the_step_of_the_batch(piece, tmp_path):
+    whole, calls, _ = drill(tmp_path / "whole", uneven, piece)
+    cut, more, _ = drill(tmp_path / "cut", uneven, piece, accumulate=4)
+    assert (len(calls), len(more)) == (5, 15)
+    for name, weight in whole.named_parameters():
+        same(dict(cut.named_parameters())[name], weight, 2e-6)
+    lines = [runs.read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    for a, b in zip(*lines, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["train_loss"] == b["train_loss"] or a["train_loss"] == pytest.approx(
+            b["train_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lines", "documents"])
+def test_accumulation_from_the_command_line(kind, flags_on, start):
+    for parts in (1, 4):
+        start(*flags_on(kind, f"--accumulate={parts}", dropout=0.0), f"--out={parts}")
+    for a, b in zip(*(runs.read_metrics(Path(name)) for name in "14"), strict=True):
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
+        assert a["tokens"] == b["tokens"]
+
+
+# The average
+
+
+def test_the_average_is_that_of_a_plain_loop(tmp_path):
+    model, before, judged = drill(tmp_path / "run", uneven, average=0.9, steps=30, eval_every=30)
+    after = [*before[1:], dict(model.named_parameters())]
+    average = {name: weight.double() for name, weight in before[0].items()}
+    for step, weights in enumerate(after):
+        keep = min(0.9, (1 + step) / (10 + step))  # 1/10, 2/11, ...
+        for name, weight in weights.items():
+            average[name] = keep * average[name] + (1 - keep) * weight.detach().double()
+    last = runs.load_checkpoint(tmp_path / "run" / "last.pt")
+    assert last["average"].keys() == average.keys()
+    for name, weight in average.items():
+        same(last["average"][name].double(), weight, 1e-6)
+        same(judged[-1][name], last["average"][name], 0)  # what is evaluated
+        same(last["model"][name], after[-1][name].detach(), 0)  # what learns
+        assert (last["model"][name] - weight).abs().max() > 1e-4
+
+
+def test_without_an_average_nothing_is_averaged(tmp_path):
+    _, before, judged = drill(tmp_path / "run", uneven, eval_every=1)
+    assert runs.load_checkpoint(tmp_path / "run" / "last.pt")["average"] == {}
+    assert frozen(judged[:-1]) == frozen(before)
+
+
+@pytest.mark.parametrize("flags", [
+    "--model=gpt", "--model=gpt --arch=gpt2", "--model=lstm", "--model=mlp --backend=numpy",
+])
+def test_the_averaged_weights_are_the_result(flags, words, folder, start):
+    sizes = "--width=8 --layers=1" if "mlp" not in flags else "--width=8"
+    start(*flags.split(), *sizes.split(), f"--data={words}", "--lines", "--steps=8",
+          "--batch-size=8", "--eval-every=4", "--average=0.9", "--lr=0.05", "--out=run")
+    best = runs.load_checkpoint(Path("run/best.pt"))
+    model, _ = sample.load_run("run")
+    for name, weight in model.named_parameters():
+        same(weight.detach(), best["average"][name], 0)
+        assert not torch.equal(best["model"][name], best["average"][name])
+    said = {line["step"]: line["val_loss"] for line in runs.read_metrics(Path("run"))}
+    result = json.loads(Path("run/result.json").read_text("utf-8"))
+    assert result["val_loss"] == pytest.approx(said[result["best_step"]], abs=1e-5)
+    assert result["best_step"] > 0
+
+
+# Byte pairs
+
+
+@pytest.mark.parametrize("kind", ["lines", "text", "documents"])
+def test_byte_pairs_from_end_to_end(kind, flags_on, start, command):
+    start(*flags_on(kind, "--vocab-size=300", "--tokenizer=bpe"), "--out=run")
+    saved = runs.load_checkpoint(Path("run/best.pt"))
+    config, result = (json.loads(Path("run", name).read_text("utf-8"))
+                      for name in ("config.json", "result.json"))
+    dataset = data.load(config["data"], config["lines"])
+    learned = data.BytePairTokenizer.train(dataset.splits["train"], 300)
+    assert saved["tokenizer"] == learned.to_dict() and 260 < learned.vocab_size <= 300
+    model, tokenizer = sample.load_run("run")
+    assert tokenizer.to_dict() == learned.to_dict()
+    assert model.vocab_size == learned.vocab_size and config["vocab_size"] == 300
+
+    code, said, _ = command(sample.main, "--run=run", "--prompt=la 🙂🦄", "--num=2", "--length=9")
+    assert code == 0 and said.count("la 🙂🦄") == 2
+
+    judged = "val" if result["test_loss"] is None else "test"
+    groups = data.evaluation_batches(dataset, tokenizer, judged, config["block_size"])
+    tokens = sum(int((batch[1] != IGNORED).sum()) for batch in groups)
+    characters, _ = data.extent(dataset, tokenizer, judged, config["block_size"])
+    bits = result[f"{judged}_loss"] * tokens / math.log(2) / characters
+    assert result["bits_per_char"] == pytest.approx(bits)
+
+
+def test_what_is_cut_is_counted_in_tokens(flags_on, folder, command):
+    lines = ["🙂🙂🙂🙂", "a", "ab", *(f"{n} {n} {n}" for n in range(30))]
+    Path("emoji.txt").write_text("\n".join(lines), "utf-8")
+    flags = ["--model=gpt", "--layers=1", "--width=8", "--data=emoji.txt", "--lines", "--steps=1"]
+    _, said, errors = command(train.main, *flags, "--vocab-size=260", "--block-size=10", "--out=a")
+    assert "1 lines are cut" in said, errors  # 16 bytes, which are 16 tokens
+    command(train.main, *flags, "--vocab-size=260", "--out=b")  # a whole line fits the default
+    assert json.loads(Path("b/config.json").read_text("utf-8"))["block_size"] > 16
+
+
+# A run repeated from its config.json
+
+
+@pytest.fixture
+def repeated(flags_on, start):
+    """A run with many settings of its own."""
+    start(*flags_on("text", "--no-qk-norm", "--kv-heads=1", "--vocab-size=280", "--average=0.5",
+                    "--accumulate=2", "--schedule=wsd", "--checkpointing"), "--out=run")
+    return "--config=run/config.json"
+
+
+def test_a_config_repeats_the_run(repeated, start, flags_on):
+    start(repeated, "--out=again")
+    assert ended("again") == ended("run")
+    start(repeated, "--qk-norm", "--average=0", "--arch=gpt2", "--no-bias", "--out=other")
+    before, config = (json.loads(Path(name, "config.json").read_text("utf-8"))
+                      for name in ("run", "other"))
+    sizes = before["sizes"] | ARCHS["gpt2"] | {"qk_norm": True, "bias": False}
+    assert config == before | {"average": 0.0, "sizes": sizes}
+    said = [[line["val_loss"] for line in runs.read_metrics(Path(n))] for n in ("run", "other")]
+    assert said[0] != said[1]
+
+
+def test_a_config_may_be_overridden_by_another_tokenizer_or_stage(repeated, start):
+    start(repeated, "--tokenizer=char", "--out=char")
+    start(repeated, "--model=lstm", "--width=8", "--out=lstm")
+    for name in ("char", "lstm"):
+        assert json.loads(Path(name, "result.json").read_text("utf-8"))["steps"] == 8
+
+
+def test_a_recipe_and_a_config_are_one_too_many(repeated, refusal):
+    assert "--recipe" in refusal(train.main, repeated, "--recipe=tales", "--out=other")
+    assert not Path("other").exists()
