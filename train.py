@@ -244,7 +244,8 @@ def finish(model, tokenizer, dataset, config, run: Path, machine, processes, pro
     processes.wait()
     load_weights(model, sample.weights_of(runs.load_checkpoint(run / "best.pt")))
     model.eval()
-    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine, processes)
+    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine, processes,
+                               progress.best_loss)
     result = {
         "model": config.model,
         "data": dataset.name,
@@ -272,7 +273,8 @@ def finish(model, tokenizer, dataset, config, run: Path, machine, processes, pro
     said = ", ".join(f"{split} {loss:.4f}" for split, loss in losses if loss is not None)
     print(f"loss of the best checkpoint (step {progress.best_step}): {said} nats per token")
     judged = "val" if measured["test_loss"] is None else "test"
-    print(f"bits per character on {judged}: {measured['bits_per_char']:.3f}\n\n{report}")
+    bits = f"{measured['bits_per_char']:.3f}, per byte {measured['bits_per_byte']:.3f}"
+    print(f"bits per character on {judged}: {bits}\n\n{report}")
     print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
 
 

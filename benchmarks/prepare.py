@@ -18,9 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import data
-from benchmarks.ladder import ROOT
 from data import cache, cli, runs
 
+ROOT = Path(__file__).parents[1]
 MB = 1_000_000
 
 

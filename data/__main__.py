@@ -57,8 +57,8 @@ def first_items(dataset: Dataset, split: str, num: int) -> list[str]:
     """The first `num` items of a split, or lines of a text that was never parted."""
     part = dataset.splits[split]
     if isinstance(part, Streamed):
-        part = islice((text for begins, text in part.pieces() if begins), max(num, 1))
-    part = list(part)
+        starts = (text for begins, text in part.pieces() if begins)
+        part = list(islice(starts, min(num, part.documents)))  # none is looked for in vain
     return part[:num] if dataset.separated or not part else as_lines(part[0])[:num]
 
 

@@ -151,13 +151,15 @@ def in_parallel(
 ) -> Iterator[np.ndarray]:
     """The tokens of a split in order, encoded by a thread for each core, with a progress bar.
 
-    Threads, for the time goes to tiktoken and NumPy, which let each other run.
+    Threads, for the time goes to tiktoken and NumPy, which let each other run. ValueError: a text
+    is not what it was.
     """
     from tqdm import tqdm
 
     tokenizer.encode_array("")  # what it builds when it is first used, before there are threads
     workers = cores()
     waiting: deque = deque()
+    done = 0  # bytes
     bar = tqdm(total=part.bytes, desc=f"preparing {source}", unit="B", unit_scale=True,
                disable=None, leave=False, delay=2)
 
@@ -166,7 +168,9 @@ def in_parallel(
         return encoded(pieces, tokenizer, separated), size
 
     def first() -> np.ndarray:
+        nonlocal done
         tokens, size = waiting.popleft().result()
+        done += size
         bar.update(size)
         return tokens
 
@@ -180,6 +184,8 @@ def in_parallel(
                 yield first()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    if done != part.bytes:
+        raise ValueError(f"{source} has changed while it was being read; start again")
 
 
 def grouped(pieces: Iterable[tuple[bool, str]]) -> Iterator[Pieces]:

@@ -24,10 +24,10 @@ CUT = re.compile(r"\S(?=[ \n])")
 class Scan:
     """What one pass over a corpus finds: counts, a digest of the content, a bin a document.
 
-    blank: documents that are left out, though they have a bin. digest: of the documents in order, not of how they lie in
-    files. by_bin: documents, characters and bytes (in UTF-8) of every bin. Documents larger than
-    HELD_OUT are in bin 0, equal ones in one bin. tail: the chunks at the end, with HELD_OUT
-    characters or somewhat more.
+    digest: of the documents in order, not of how they lie in files. blank: documents that are left
+    out, though they have a bin. by_bin: documents, characters and bytes (in UTF-8) of every bin.
+    Documents larger than HELD_OUT are in bin 0, equal ones in one bin. tail: the chunks at the end,
+    with HELD_OUT characters or somewhat more.
     """
 
     def __init__(self, corpus: Corpus):
@@ -124,8 +124,8 @@ class Streamed:
         kind, *bounds = self.rule
         corpus, bins = self.scan.corpus, self.scan.bins
         if kind == "bins":
-            low, high, _ = bounds
-            chunks = corpus.chunks(wanted=lambda number: low <= bins[number] < high)
+            first, after, _ = bounds
+            chunks = corpus.chunks(wanted=lambda number: first <= bins[number] < after)
         else:
             chunks = corpus.chunks()
         low, high = bounds if kind == "characters" else (0, self.scan.characters)

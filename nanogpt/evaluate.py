@@ -50,19 +50,26 @@ def no_gradient(processes: Processes):
 
 
 def evaluate_splits(
-    model, tokenizer, dataset: data.Dataset, block_size: int, machine, processes=ALONE
-) -> dict:
-    """train_loss, val_loss, test_loss (None if there is no such split), and bits_per_char: a dict.
+    model, tokenizer, dataset: data.Dataset, block_size: int, machine: Machine,
+    processes: Processes = ALONE, val_loss: float | None = None,
+) -> dict[str, float | None]:
+    """train_loss, val_loss, test_loss (None if there is no such split), bits_per_char and _byte.
 
-    Losses in nats per token. Bits per character are those of test, or of val where there is none.
+    Losses in nats per token; of the training split of a text over as many tokens as validation has.
+    Bits are those of test, or of val where there is none. val_loss: if it is known already.
     """
     result: dict[str, float | None] = {}
-    for split in ("train", "val", "test"):
-        groups = data.evaluation_batches(dataset, tokenizer, split, block_size)
+    tokens = {}
+    for split in ("val", "test", "train"):
+        most = tokens["val"] if split == "train" and dataset.kind == "text" else None
+        groups = data.evaluation_batches(dataset, tokenizer, split, block_size, most=most)
         result[f"{split}_loss"] = None
         if groups:
-            loss, tokens = mean_loss(model, groups, machine, processes)
-            characters = data.characters(dataset, split, block_size)
+            tokens[split] = sum(int((batch[1] != IGNORED).sum()) for batch in groups)
+            known = val_loss if split == "val" else None
+            loss = mean_loss(model, groups, machine, processes)[0] if known is None else known
             result[f"{split}_loss"] = loss
-            result["bits_per_char"] = loss * tokens / math.log(2) / characters
-    return result
+    judged = "val" if result["test_loss"] is None else "test"
+    bits = result[f"{judged}_loss"] * tokens[judged] / math.log(2)
+    characters, size = data.extent(dataset, tokenizer, judged, block_size)
+    return result | {"bits_per_char": bits / characters, "bits_per_byte": bits / size}

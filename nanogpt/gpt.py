@@ -43,7 +43,7 @@ SIZES = {
 CHOICES = {
     "position": ("rotary", "learned", "sinusoidal"),
     "norm": ("rms", "layer"),
-    "mlp": ("relu2", "gelu", "swiglu"),
+    "mlp": ("relu2", "gelu", "gelu-exact", "swiglu"),
 }
 CHUNK = 2**25  # logits that `loss` holds at a time: 128 MiB of float32
 
@@ -143,8 +143,8 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = self.up(x)
-        if self.kind == "gelu":
-            x = F.gelu(x, approximate="tanh")
+        if self.kind in ("gelu", "gelu-exact"):  # GPT-2's is the one that tanh approximates
+            x = F.gelu(x, approximate="tanh" if self.kind == "gelu" else "none")
         elif self.kind == "relu2":
             x = F.relu(x).square()
         else:  # Shazeer (2020)

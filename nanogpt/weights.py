@@ -56,7 +56,7 @@ NUMBERS = {
 # The settings of transformers that change the result: what our GPT can do, their default first.
 # Not reorder_and_upcast_attn, which is about half precision: all is float32 here.
 CAN_DO = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # one formula
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -91,6 +91,7 @@ class Source:
     path: Path
     numbers: dict[str, int]
     bias: bool
+    mlp: str
     turned: bool
     tensors: dict[str, tuple[str, Path, Callable[[str], Tensor]]]
 
@@ -98,7 +99,7 @@ class Source:
     def sizes(self) -> dict:
         """All that a GPT is told, but for the vocabulary and the block size."""
         chosen = {name: self.numbers[name] for name in ("layers", "heads", "width")}
-        return sizes_of("gpt") | ARCHS["gpt2"] | chosen | {"bias": self.bias}
+        return sizes_of("gpt") | ARCHS["gpt2"] | chosen | {"bias": self.bias, "mlp": self.mlp}
 
     def blank(self, vocab_size: int) -> GPT:
         """The model, its weights without memory so far. ValueError: no GPT has such sizes."""
@@ -263,26 +264,25 @@ def from_transformers(folder: Path) -> Source:
     """A folder of transformers. ValueError: something is missing or damaged, or it is no GPT-2."""
     settings = read_settings(folder / "config.json")
     numbers = {ours: whole(settings, name, folder) for ours, name in NUMBERS.items()}
+    # the others are one formula, by a tanh
+    mlp = "gelu-exact" if settings.get("activation_function") == "gelu" else "gelu"
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():
-            return Source(folder, numbers, True, True, open_tensors(folder / name))
+            return Source(folder, numbers, True, mlp, True, open_tensors(folder / name))
         if index.exists():  # one of several files, by the names of their tensors
             places = read_json(index).get("weight_map")
             if not isinstance(places, dict) or not all(type(p) is str for p in places.values()):
                 raise ValueError(f"{index} does not say which tensor is where; get it anew.")
             parts = [open_tensors(folder / part) for part in sorted(set(places.values()))]
             tensors = {name: entry for part in parts for name, entry in part.items()}
-            return Source(folder, numbers, True, True, tensors)
+            return Source(folder, numbers, True, mlp, True, tensors)
     raise ValueError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, "
                      "nor the index of one.")
 
 
 def from_nanogpt(path: Path) -> Source:
-    """A checkpoint of nanoGPT (https://github.com/karpathy/nanoGPT). ValueError: it is none.
-
-    nanoGPT computes GELU exactly; our GPT, like GPT-2, with a tanh, which is off by up to 0.0005.
-    """
+    """A checkpoint of nanoGPT (https://github.com/karpathy/nanoGPT). ValueError: it is none."""
     checkpoint = unpickle(path)
     parts = [checkpoint.get(k) for k in ("model_args", "model")] if type(checkpoint) is dict else []
     if not parts or not all(isinstance(part, dict) for part in parts):
@@ -291,7 +291,7 @@ def from_nanogpt(path: Path) -> Source:
     names = NUMBERS | {"block_size": "block_size"}
     numbers = {ours: whole(args, name, path) for ours, name in names.items()}
     tensors = by_name(tensors, path, tensors.get)
-    return Source(path, numbers, bool(args.get("bias", True)), False, tensors)
+    return Source(path, numbers, bool(args.get("bias", True)), "gelu-exact", False, tensors)
 
 
 def read_settings(path: Path) -> dict:
@@ -399,6 +399,8 @@ def export(run: Path, folder: Path) -> str:
         raise ValueError(f"{run} is a {config['model']}; only --model=gpt can be a GPT-2.")
     sizes, block_size = sizes_of("gpt") | config["sizes"], config["block_size"]
     needed = {name: ARCHS["gpt2"][name] for name in NEEDED}
+    if sizes["mlp"] == "gelu-exact":
+        needed["mlp"] = "gelu-exact"
     # these two have two values that change nothing
     needed["kv_heads"] = sizes["heads"] if sizes["kv_heads"] else 0
     needed["window"] = sizes["window"] if sizes["window"] >= block_size else 0
@@ -432,11 +434,13 @@ def export(run: Path, folder: Path) -> str:
         "n_positions": block_size, "vocab_size": model.vocab_size, "n_inner": None,
         "embd_pdrop": sizes["dropout"], "resid_pdrop": sizes["dropout"], "attn_pdrop": 0.0,
     }
+    usual = {name: allowed[0] for name, allowed in CAN_DO.items()}
+    gelu = {"activation_function": "gelu"} if sizes["mlp"] == "gelu-exact" else {}
     runs.make_run(folder, exactly=True)
     # older versions of transformers load no file that does not say whose tensors it holds
     runs.write(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     runs.write_json(folder / "generation_config.json", ends)
-    runs.write_json(folder / "config.json", settings | {k: v[0] for k, v in CAN_DO.items()} | ends)
+    runs.write_json(folder / "config.json", settings | usual | gelu | ends)
     return meaning
 
 
@@ -447,7 +451,8 @@ def main() -> None:
     text = "a folder of transformers, nanoGPT's ckpt.pt, or a name on huggingface.co such as gpt2"
     add(group, "from", text, str, metavar="SOURCE")
     add(group, "out", "the run folder to make", Path, metavar="RUN")
-    add(group, "data", "what a model on characters was trained on, as of train.py", str)
+    text = "what a model on characters was trained on, as of train.py"
+    add(group, "data", text, str, metavar="DATA")
     group = parser.add_argument_group("out")
     add(group, "run", "a run of --model=gpt --arch=gpt2, or a checkpoint in it", Path)
     add(group, "export", "the folder to make, for transformers", Path, metavar="FOLDER")

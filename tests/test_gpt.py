@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_makemore import draw, in_pieces, noise, same, same_state, shaken
 from torch import nn
-from torch.nn import functional as F
 
 import data
 import nanogpt
@@ -19,7 +19,7 @@ import sample
 import train
 from data import runs
 from data.cli import flag
-from makemore.model import IGNORED, State
+from makemore.model import IGNORED
 from makemore.transformer import rotary_frequencies
 from nanogpt import gpt
 from nanogpt.gpt import ARCHS, CHOICES, SIZES, Cache
@@ -51,61 +51,19 @@ PIECES = {
     "several": dict(kv_heads=2, window=3, score_cap=2.0, bias=True, tied=True, mlp="swiglu"),
 }
 CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
-BATCHES = data.batches
 
 each_piece = pytest.mark.parametrize("piece", PIECES)
 
 
-def build(piece, vocab_size=V, block_size=BLOCK, **given):
+def build(piece, **given):
     """A small model with its first weights."""
     torch.manual_seed(0)
-    return nanogpt.build("gpt", vocab_size, block_size, **SMALL | EXACT | PIECES[piece] | given)
-
-
-def shaken(module):
-    """The module with noise on every weight: those that begin as zeros would hide mistakes."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return module
+    return nanogpt.build("gpt", V, BLOCK, **SMALL | EXACT | PIECES[piece] | given)
 
 
 def make(piece, **given):
     """A small shaken model in float64."""
     return shaken(build(piece, **given)).double().eval()
-
-
-def draw(*shape, vocab_size=V, seed=0):
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def noise(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def same(a, b, tolerance=1e-10):
-    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
-
-
-def same_state(a, b):
-    """The states agree in everything that the next tokens depend on."""
-    assert torch.equal(a.position, b.position) and torch.equal(a.segment, b.segment)
-    for mine, others in zip(a.memories, b.memories, strict=True):
-        for x, y in zip(mine, others, strict=True):
-            same(x, y)
-
-
-def in_pieces(model, tokens, cuts, segments=None, state=None):
-    """The logits of tokens cut before each of cuts, with the state carried, and the last state."""
-    logits = []
-    parts = tokens.tensor_split(cuts, 1)
-    labels = [None] * len(parts) if segments is None else segments.tensor_split(cuts, 1)
-    for part, label in zip(parts, labels, strict=True):
-        part_logits, state = model(part, state, label)
-        logits.append(part_logits)
-    return torch.cat(logits, 1), state
 
 
 def longest(model):
@@ -122,6 +80,14 @@ def packed():
     rows = [torch.tensor(labels).repeat_interleave(torch.tensor(lengths))
             for labels, lengths in zip(LABELS, DOCUMENTS, strict=True)]
     return draw(2, 12), torch.stack(rows)
+
+
+LENGTHS = [1, 4, 3]
+
+
+def prompts():
+    """Tokens and segments (3, 4) of documents that end together, and what fills them up before."""
+    return draw(3, 4), (torch.arange(4) >= 4 - torch.tensor(LENGTHS)[:, None]).long()
 
 
 # The contract
@@ -187,38 +153,27 @@ def test_packed_documents_give_the_logits_of_each_alone(piece):
 
 @each_piece
 @torch.no_grad()
-def test_forward_leaves_its_state_as_it_was(piece):
-    model, (_, state) = make(piece), make(piece)(draw(2, 4))
-    before = deepcopy(state)
-    first, _ = model(draw(2, 4, seed=1), state)
-    other, _ = model(draw(2, 4, seed=1), state, torch.ones(2, 4, dtype=torch.int64))
-    same_state(state, before)
-    assert (first - other).abs().max() > 1e-3  # another document
-    same(model(draw(2, 4, seed=1), state)[0], first, 0)
-
-
-@each_piece
-@torch.no_grad()
-def test_rows_of_a_state_are_selected_reordered_and_repeated(piece):
-    model = make(piece)
-    tokens = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6], [0, 7, 8, 9]])  # which end together
-    lengths = [4, 2, 3]
-    segments = (torch.arange(4) >= 4 - torch.tensor(lengths)[:, None]).long()
+def test_a_state_stays_as_it_was_and_its_rows_can_be_chosen(piece):
+    model, more = make(piece), draw(4, 4)
+    tokens, segments = prompts()
     _, state = model(tokens, segments=segments)
-    assert state.position.tolist() == lengths
-    before, rows, more = deepcopy(state), [2, 0, 0, 1], draw(4, 4)
-    logits, _ = model(more, state.rows(torch.tensor(rows)))
+    assert state.position.tolist() == LENGTHS
+    before, rows = deepcopy(state), torch.tensor([2, 0, 0, 1])
+    logits, _ = model(more, state.rows(rows))
     for i, row in enumerate(rows):
-        alone, _ = model(torch.cat([tokens[row, -lengths[row]:], more[i]])[None])
-        same(logits[i], alone[0, lengths[row]:])
+        alone, _ = model(torch.cat([tokens[row, -LENGTHS[row]:], more[i]])[None])
+        same(logits[i], alone[0, LENGTHS[row]:])
+    first, _ = model(more[:3], state)
+    other, _ = model(more[:3], state, torch.full((3, 4), 5))
+    assert (first - other).abs().max() > 1e-3  # another document
     same_state(state, before)
 
 
-def batch_of_names():
-    dataset = data.load("names")
-    tokenizer = data.CharTokenizer.train(dataset.splits["train"])
-    tokens, targets = map(torch.from_numpy, data.batches(dataset, tokenizer, 16, 8)(0, 0))
-    return tokens, targets, tokenizer.vocab_size
+def random_batch():
+    """Tokens and targets (8, 8): a few of the last tokens tell the next, where that counts."""
+    tokens, targets = draw(2, 8, BLOCK)
+    tokens[:, 0], targets[::2, 5:] = torch.arange(8), IGNORED
+    return tokens, targets
 
 
 @each_piece
@@ -231,14 +186,7 @@ def test_the_first_loss_is_that_of_a_guess(piece):
 
 @each_piece
 def test_one_batch_is_fitted(piece):
-    tokens, targets, vocab_size = batch_of_names()
-    pairs = [(row[:i + 1], target) for row, wanted in zip(tokens.tolist(), targets.tolist())
-             for i, target in enumerate(wanted) if target != IGNORED]
-    least = 0.0  # what follows the same beginning can only be guessed
-    for known, target in pairs:
-        alike = [other for seen, other in pairs if seen == known]
-        least -= math.log(alike.count(target) / len(alike)) / len(pairs)
-    model = build(piece, vocab_size, 16, width=32)
+    model, (tokens, targets) = build(piece, width=32), random_batch()
     optimizers = make_optimizers(model, "muon", 0.03)
     for step in range(60):
         for optimizer in optimizers:
@@ -249,13 +197,12 @@ def test_one_batch_is_fitted(piece):
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
-    assert least - 1e-4 < loss.item() < least + 0.05
+    assert loss.item() < 0.05
 
 
 @each_piece
 def test_every_parameter_has_had_a_gradient_after_two_steps(piece):
-    tokens, targets, vocab_size = batch_of_names()
-    model = build(piece, vocab_size, tokens.shape[1]).train()
+    model, (tokens, targets) = build(piece).train(), random_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     reached = set()
     for _ in range(2):  # what lies before a projection of zeros is reached by the second
@@ -295,8 +242,7 @@ def test_dropout_is_on_in_training_alone(piece):
 @pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
 @pytest.mark.parametrize("chunk", [2**25, 100])
 def test_bfloat16_products(piece, chunk, monkeypatch):
-    tokens, targets, vocab_size = batch_of_names()
-    model = shaken(build(piece, vocab_size, 16))
+    model, (tokens, targets) = shaken(build(piece)), random_batch()
     exact = model.loss(tokens, targets).item()
     monkeypatch.setattr(gpt, "CHUNK", chunk)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -379,16 +325,9 @@ def test_attention_is_the_plain_one(piece, apart):
         same(a, b)
 
 
-def test_rotary_positions_turn_by_powers_of_10000():
-    speeds = rotary_frequencies(8)
-    expected = torch.tensor([10000 ** (-2 * i / 8) for i in range(4)])
-    same(speeds[4:], expected, 1e-7)
-    model, x = make("modern", width=32), noise(1, 4, 3, 8)
-    view = model.view(torch.tensor([[0, 5, 7]]), 0, True)
-    turned = gpt.rotate(x, view.cos, view.sin)
-    z = torch.complex(x[..., :4], x[..., 4:])
-    z = z * torch.exp(1j * torch.tensor([0.0, 5.0, 7.0])[:, None].double() * speeds[4:].double())
-    same(turned, torch.cat([z.real, z.imag], -1))
+def test_rotary_speeds_are_powers_of_10000():
+    speeds = torch.tensor([10000 ** (-2 * i / 8) for i in range(4)])
+    same(rotary_frequencies(8), torch.cat([-speeds, speeds]), 1e-7)
 
 
 @torch.no_grad()
@@ -419,19 +358,16 @@ def test_norms_are_the_plain_ones():
     same(norm(x), plain + norm.bias)
 
 
-def plain_gelu(x):
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
 @pytest.mark.parametrize("kind", CHOICES["mlp"])
 def test_mlps_are_the_plain_ones(kind):
     mlp, x = make("bias", mlp=kind).layers[0].mlp, noise(2, 3, 16)
     y = x @ mlp.up.weight.T + mlp.up.bias
     if kind == "swiglu":
-        left, gate = y[..., :48], y[..., 48:]
-        y = left * gate / (1 + torch.exp(-gate))
+        y = y[..., :48] * y[..., 48:] / (1 + torch.exp(-y[..., 48:]))
+    elif kind == "gelu":
+        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     else:
-        y = plain_gelu(y) if kind == "gelu" else torch.where(y > 0, y * y, 0)
+        y = torch.where(y > 0, y * y, 0)
     same(mlp(x), y @ mlp.down.weight.T + mlp.down.bias)
     # in about as many weights
     count = sum(p.numel() for p in gpt.MLP(96, kind, False).parameters())
@@ -443,15 +379,6 @@ def test_logits_are_capped():
     logits = x @ model.head.weight.T
     assert logits.abs().max() > 2
     same(model.logits(x).double(), 0.5 * torch.tanh(logits / 0.5), 1e-6)
-
-
-def test_a_window_of_all_and_heads_of_all_change_nothing():
-    tokens = draw(2, BLOCK)
-    logits, _ = make("several", window=0, kv_heads=0)(tokens)
-    for given in (dict(window=BLOCK, kv_heads=4), dict(window=10 * BLOCK, kv_heads=4)):
-        same(make("several", **given)(tokens)[0], logits, 0)
-    heads = shaken(gpt.Attention(16, 4, 2, BLOCK, True, False, 0.0, True))
-    assert heads.qkv.weight.shape == (32, 16)  # fewer keys and values to make
 
 
 GPT2_NAMES = {
@@ -495,36 +422,25 @@ def test_gpt2_has_as_many_parameters_as_published(size, count):
 
 
 @pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
-def test_the_loss_is_the_cross_entropy_of_what_counts(piece):
-    model, (tokens, segments), targets = make(piece), packed(), draw(2, 12, seed=1)
-    targets[0, :5], targets[1, 3] = IGNORED, IGNORED
-    logits, _ = model(tokens, segments=segments)
-    counted = targets != IGNORED
-    shares = logits.double().softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    expected = -shares[counted].log().sum() / 18
-    same(model.loss(tokens, targets, segments).double(), expected, 1e-6)  # a loss is float32
-
-
-@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
 @pytest.mark.parametrize("rows", [1, 5, 7])  # of the 24 at a time
-def test_the_loss_in_chunks_is_that_of_the_whole(piece, rows, monkeypatch):
+def test_the_loss_is_the_cross_entropy_whole_or_in_chunks(piece, rows, monkeypatch):
     model, (tokens, segments), targets = make(piece), packed(), draw(2, 12, seed=1)
     targets[0, :10], targets[1, 3] = IGNORED, IGNORED  # a chunk, too, in which nothing counts
-    most = []
-    model.head.register_forward_hook(lambda module, inputs, output: most.append(len(output)))
-    whole = model.loss(tokens, targets, segments)
-    gradients = torch.autograd.grad(whole, list(model.parameters()))
-    assert most == [24]
-    monkeypatch.setattr(gpt, "CHUNK", rows * V)
-    most.clear()
-    cut = model.loss(tokens, targets, segments)
-    others = torch.autograd.grad(cut, list(model.parameters()))
-    assert max(most) <= rows and sum(most) == 48  # once more for the gradient
-    same(cut, whole, 1e-6)
-    for a, b in zip(gradients, others, strict=True):
-        same(a, b, 1e-6)
+    shares = model(tokens, segments=segments)[0].softmax(2)
+    expected = -shares.gather(2, targets.clamp(min=0)[..., None])[..., 0].log()
+    expected = expected[targets != IGNORED].sum() / 13
+    gradients, sizes = torch.autograd.grad(expected, list(model.parameters())), []
+    model.head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    for chunk, most, twice in ((24, 24, 1), (rows, rows, 2)):  # made again for the gradient
+        monkeypatch.setattr(gpt, "CHUNK", chunk * V)
+        sizes.clear()
+        loss = model.loss(tokens, targets, segments)
+        others = torch.autograd.grad(loss, list(model.parameters()))
+        assert max(sizes) <= most and sum(sizes) == 24 * twice
+        for a, b in zip((expected, *gradients), (loss, *others), strict=True):
+            same(a.double(), b.double(), 1e-6)  # a loss is float32
     with torch.inference_mode():
-        same(model.loss(tokens, targets, segments), whole.detach(), 1e-6)
+        same(model.loss(tokens, targets, segments), loss.detach(), 0)
 
 
 # The cache
@@ -553,9 +469,7 @@ def test_a_cache_gives_the_logits_of_a_state(piece):
 @torch.no_grad()
 def test_a_cache_of_rows_that_have_seen_unlike_numbers(piece):
     model = make(piece)
-    lengths = [1, 4, 3]
-    segments = (torch.arange(4) >= 4 - torch.tensor(lengths)[:, None]).long()
-    tokens, more = draw(3, 4), draw(3, longest(model) - 4, seed=1)
+    (tokens, segments), more = prompts(), draw(3, longest(model) - 4, seed=1)
     _, state = model(tokens, segments=segments)
     cache, rows = model.preallocate(state, 1), [0, 1, 2]
     for t in range(more.shape[1]):
@@ -566,7 +480,7 @@ def test_a_cache_of_rows_that_have_seen_unlike_numbers(piece):
             cache = model.preallocate(cache, 3)
         logits, cache = model(more[rows, t:t + 1], cache)
         for i, row in enumerate(rows):
-            whole = torch.cat([tokens[row, 4 - lengths[row]:], more[row, :t + 1]])
+            whole = torch.cat([tokens[row, -LENGTHS[row]:], more[row, :t + 1]])
             same(logits[i, 0], model(whole[None])[0][0, -1])
 
 
@@ -591,55 +505,47 @@ def test_checkpointing_gives_the_same_gradients(piece, dropout):
 
 
 REFUSED = [  # and a word of the sentence
-    (dict(width=16, heads=3), "16"), (dict(heads=0), "heads"), (dict(kv_heads=3), "3 key/value"),
+    (dict(width=16, heads=3), "16"), (dict(kv_heads=3), "3 key/value"),
     (dict(kv_heads=8), "8 key/value"), (dict(kv_heads=-1), "kv_heads"),
     (dict(width=12, heads=4), "3 a head"), (dict(width=4, heads=4), "1 a head"),
-    (dict(position="sinusoidal", width=9, heads=3), "even width"),
+    (dict(position="sinusoidal", width=9, heads=3), "even width"), (dict(heads=0), "heads"),
     (dict(position="absolute"), "position"), (dict(norm="batch"), "rms, layer"),
-    (dict(mlp="relu"), "mlp"), (dict(mlp=3), "mlp"), (dict(tied=1), "tied"),
-    (dict(window=-1), "window"), (dict(score_cap=-1.0), "score_cap"),
+    (dict(mlp="relu"), "mlp"), (dict(window=-1), "window"), (dict(score_cap=-1.0), "score_cap"),
     (dict(logit_cap=-1.0), "logit_cap"), (dict(logit_cap=math.nan), "logit_cap"),
     (dict(dropout=1.0), "dropout"), (dict(layers=0), "layers"), (dict(depth=2), "depth"),
 ]
 
 
-@pytest.mark.parametrize("given, said", REFUSED, ids=lambda value: str(value))
-def test_sizes_that_cannot_work_are_refused(given, said):
+@pytest.fixture
+def refused(words, refusal, tmp_path, monkeypatch):
+    """refused(*flags): the sentence with which train.py ends, without a run folder."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--model=gpt", f"--data={words}", "--lines", "--steps=2", "--device=cpu"]
+    yield lambda *flags: refusal(train.main, *given, *flags)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given, said", REFUSED, ids=str)
+def test_sizes_that_cannot_work_are_refused(given, said, refused):
     with pytest.raises(ValueError) as caught:
         nanogpt.build("gpt", V, BLOCK, **SMALL | given)
     sentence = str(caught.value)
     assert said in sentence and "\n" not in sentence and sentence.endswith(".")
-
-
-@pytest.fixture
-def nothing_written(tmp_path, monkeypatch):
-    """In a folder of its own, in which nothing is left."""
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not any(tmp_path.iterdir())
+    said = refused(*(f"{flag(name)}={value}" for name, value in (SMALL | given).items()))
+    assert sentence in said or flag(next(iter(given))) in said  # where argparse comes before
 
 
 WRONG = {
-    "--width=16 --heads=3": "heads",
-    "--heads=4 --width=16 --kv-heads=3": "3 key/value",
-    "--width=12 --heads=4": "3 a head",
-    "--position=absolute": "position",
-    "--norm=batch": "rms, layer",
-    "--mlp=relu": "--mlp",
     "--arch=gpt3": "--arch",
     "--size=huge": "--size",
     "--recipe=shakespear": "shakespeare",
-    "--window=-1": "window",
-    "--score-cap=-1": "score_cap",
-    "--logit-cap=nan": "logit_cap",
-    "--dropout=1": "dropout",
     "--context=3": "--context",
     "--activation=relu": "--activation",
     "--backend=numpy": "numpy",
     "--tokenizer=char --vocab-size=300": "--vocab-size",
     "--vocab-size=100": "too small",
     "--vocab-size=-1": "small",
-    "--accumulate=5": "--accumulate",
+    "--accumulate=5 --batch-size=16": "--accumulate",
     "--accumulate=0": "--accumulate",
     "--average=1": "--average",
     "--average=-0.1": "--average",
@@ -649,15 +555,13 @@ WRONG = {
     "--model=lstm --size=nano": "--size",
     "--model=lstm --recipe=names": "--recipe",
     "--model=lstm --checkpointing": "--checkpointing",
-    "--model=transformer --kv-heads=1": "--kv-heads",
     "--model=transformer --no-qk-norm": "--qk-norm",
 }
 
 
 @pytest.mark.parametrize("flags", WRONG)
-def test_what_cannot_work_is_refused_in_a_sentence(flags, words, refusal, nothing_written):
-    given = ["--model=gpt", f"--data={words}", "--lines", "--steps=2", "--batch-size=16"]
-    said = refusal(train.main, *given, "--device=cpu", *flags.split())
+def test_what_cannot_work_is_refused_in_a_sentence(flags, refused):
+    said = refused(*flags.split())
     assert WRONG[flags] in said and "there is no stage gpt" not in said
 
 
@@ -706,15 +610,6 @@ def test_switches_turn_both_ways(name):
         assert found == [pieces[name], True, False]
 
 
-def test_every_choice_is_a_size_of_gpt():
-    takes = nanogpt.sizes("gpt")
-    for chosen in [*ARCHS.values(), *SIZES.values()]:
-        assert chosen.keys() - {"block_size"} <= takes.keys()
-    for name, choices in CHOICES.items():
-        for choice in choices:
-            assert settled(f"{flag(name)}={choice}").sizes[name] == choice
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_the_flags_that_it_lists(name):
     kind = "lines" if name == "names" else "text"
@@ -730,11 +625,8 @@ def test_a_recipe_is_the_flags_that_it_lists(name):
         nanogpt.build("gpt", 300, config.block_size, **config.sizes)
     args = make_parser().parse_args([f"--recipe={name}"])
     assert settle(args, "stand-in", SETTINGS[kind], {}) == config  # the model goes without saying
-
-
-def test_a_bare_command_has_the_recipe_of_its_kind_of_data():
-    for kind, name in (("lines", "names"), ("text", "tales")):
-        assert settled(kind=kind) == settled(f"--recipe={name}", kind=kind)
+    if name in ("names", "tales"):
+        assert settled(kind=kind) == config  # and these for a bare command
 
 
 # Runs
@@ -752,7 +644,7 @@ def folder(tmp_path, monkeypatch, no_plot):
 @pytest.fixture
 def flags_on(small, words, passage, folder):
     """flags_on(kind): those of a small gpt on lines, on a text, or on documents."""
-    sources = {"lines": [f"--data={words}", "--lines"],
+    sources = {"lines": [f"--data={words}", "--lines", "--block-size=7"],
                "text": [f"--data={passage}", "--block-size=16"],
                "documents": ["--data=docs.jsonl", "--block-size=16"]}
     plan = ["--steps=8", "--eval-every=3", "--batch-size=8"]
@@ -781,18 +673,11 @@ class Crash(BaseException):
     """Ends a run with all that it has not saved."""
 
 
-def crash_at(at, monkeypatch):
-    def batches(*args, **more):
-        give = BATCHES(*args, **more)
-
-        def batch(seed, step):
-            if step == at:
-                raise Crash
-            return give(seed, step)
-
-        return batch
-
-    monkeypatch.setattr(data, "batches", batches)
+def crash(step, config, real=train.lr_factor):
+    """In place of lr_factor: end the run before step 5."""
+    if step == 5:
+        raise Crash
+    return real(step, config)
 
 
 @pytest.mark.parametrize("kind, more", [
@@ -812,22 +697,13 @@ def test_a_whole_run_and_one_resumed_ends_like_never_stopped(
     result = json.loads(Path("never/result.json").read_text("utf-8"))
     assert result["model"] == "gpt" and result["train_loss"] > 0 and result["bits_per_char"] > 0
     with monkeypatch.context() as patch:
-        crash_at(5, patch)
+        patch.setattr(train, "lr_factor", crash)
         patch.setattr(train, "SAVE_SECONDS", -1)
         with pytest.raises(Crash):
             start(*flags_on(kind, *more), "--out=once")
     assert runs.load_checkpoint(Path("once/last.pt"))["progress"]["step"] == 5
     start("--resume=once")
     assert ended("once") == ended("never")
-
-
-def test_learning_on_a_text(passage, folder, small, start):
-    flags = ["--steps=60", "--eval-every=30", "--batch-size=8", "--block-size=16", "--lr=0.02"]
-    for arch in ARCHS:
-        sizes = small("gpt", width=32, dropout=0.0)
-        start(*sizes, f"--arch={arch}", f"--data={passage}", *flags, f"--out={arch}")
-        first, *_, last = [line["val_loss"] for line in runs.read_metrics(Path(arch))]
-        assert first > 3 and last < 0.6 * first
 
 
 def test_warm_up_stable_decay(flags_on, start):
@@ -869,44 +745,26 @@ def drill(run, batches, piece="modern", resume=None, **given):
 
 
 def uneven(seed, step):
-    """A batch whose rows have 1 to 8 targets, and the third pair of them none."""
+    """A batch whose rows have 1 to 8 targets, and the third pair of them none; and documents."""
     numbers = np.random.default_rng([seed, step])
     tokens, targets = numbers.integers(V, size=(2, 8, 8))
     targets[np.arange(8) >= numbers.integers(1, 9, size=8)[:, None]] = IGNORED
     targets[4:6] = IGNORED
-    return tokens, targets
-
-
-def test_parts_are_the_rows_that_have_targets():
-    tokens, targets = uneven(0, 0)
-    found = train.parts((tokens, targets), 4)
-    assert len(found) == 3 and all((part[1] != IGNORED).any() for part in found)
-    assert np.concatenate([part[0] for part in found]).tolist() == np.delete(
-        tokens, [4, 5], 0).tolist()
-    assert len(train.parts((tokens, targets, tokens), 1)[0]) == 3
+    return tokens, targets, np.cumsum(tokens == 0, axis=1)
 
 
 @pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
 def test_accumulated_parts_make_the_step_of_the_batch(piece, tmp_path):
     whole, calls, _ = drill(tmp_path / "whole", uneven, piece)
     cut, more, _ = drill(tmp_path / "cut", uneven, piece, accumulate=4)
-    assert (len(calls), len(more)) == (5, 15)
-    for name, weight in whole.named_parameters():
-        same(dict(cut.named_parameters())[name], weight, 2e-6)
-    lines = [runs.read_metrics(tmp_path / name) for name in ("whole", "cut")]
-    for a, b in zip(*lines, strict=True):
+    assert (len(calls), len(more)) == (5, 15)  # the part without targets is left out
+    for (name, weight), other in zip(whole.named_parameters(), cut.parameters(), strict=True):
+        if piece == "gpt2" and name.endswith("qkv.bias"):  # the keys': softmax does not see it,
+            weight, other = (b.unflatten(0, (3, -1))[::2] for b in (weight, other))  # so AdamW
+        same(other, weight, 1e-6)  # follows what is left of rounding
+    for a, b in zip(*(runs.read_metrics(tmp_path / name) for name in ("whole", "cut"))):
         assert a["tokens"] == b["tokens"]
-        assert a["train_loss"] == b["train_loss"] or a["train_loss"] == pytest.approx(
-            b["train_loss"], abs=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["lines", "documents"])
-def test_accumulation_from_the_command_line(kind, flags_on, start):
-    for parts in (1, 4):
-        start(*flags_on(kind, f"--accumulate={parts}", dropout=0.0), f"--out={parts}")
-    for a, b in zip(*(runs.read_metrics(Path(name)) for name in "14"), strict=True):
-        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
-        assert a["tokens"] == b["tokens"]
+        same(*(torch.tensor(x["train_loss"] or 0.0) for x in (a, b)), 1e-5)
 
 
 # The average
@@ -929,19 +787,12 @@ def test_the_average_is_that_of_a_plain_loop(tmp_path):
         assert (last["model"][name] - weight).abs().max() > 1e-4
 
 
-def test_without_an_average_nothing_is_averaged(tmp_path):
-    _, before, judged = drill(tmp_path / "run", uneven, eval_every=1)
-    assert runs.load_checkpoint(tmp_path / "run" / "last.pt")["average"] == {}
-    assert frozen(judged[:-1]) == frozen(before)
-
-
 @pytest.mark.parametrize("flags", [
-    "--model=gpt", "--model=gpt --arch=gpt2", "--model=lstm", "--model=mlp --backend=numpy",
+    "--model=gpt", "--model=gpt --tied", "--model=lstm", "--model=mlp --backend=numpy",
 ])
 def test_the_averaged_weights_are_the_result(flags, words, folder, start):
-    sizes = "--width=8 --layers=1" if "mlp" not in flags else "--width=8"
-    start(*flags.split(), *sizes.split(), f"--data={words}", "--lines", "--steps=8",
-          "--batch-size=8", "--eval-every=4", "--average=0.9", "--lr=0.05", "--out=run")
+    start(*flags.split(), "--width=8", f"--data={words}", "--lines", "--steps=8", "--lr=0.05",
+          "--batch-size=8", "--eval-every=4", "--average=0.9", "--out=run")
     best = runs.load_checkpoint(Path("run/best.pt"))
     model, _ = sample.load_run("run")
     for name, weight in model.named_parameters():

@@ -839,6 +839,8 @@ def by_hand(run, split):
             ids = ([data.END] + ids + [data.END])[: block + 1]
             rows.append(ids)
         else:
+            if split == "train":  # of a text, as many tokens as validation has
+                ids = ids[: len(tokenizer.encode(dataset.splits["val"][0]))]
             rows += [ids[i : i + block + 1] for i in range(0, len(ids) - 1, block)]
     nats = count = 0
     with torch.no_grad():
@@ -874,7 +876,8 @@ def test_the_evaluations_are_those_of_the_best(lines_run):
 
 FIELDS = {
     "model", "data", "parameters", "steps", "best_step", "tokens", "seconds", "tokens_per_second",
-    "train_loss", "val_loss", "test_loss", "bits_per_char", "seed", "device", "dtype",
+    "train_loss", "val_loss", "test_loss", "bits_per_char", "bits_per_byte", "seed",
+    "device", "dtype",
 }
 
 
