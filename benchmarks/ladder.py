@@ -35,10 +35,10 @@ SCRIPT = (sys.executable, "train.py")
 PEER_STAGES = ("bigram", "mlp", "rnn", "gru", "transformer")
 
 
-def timed(command: list[str]) -> float:
+def timed(command: list[str], cwd: Path = ROOT) -> float:
     """Seconds of a process from start to end. ValueError with what it said, if it fails."""
     began = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
     return time.monotonic() - began

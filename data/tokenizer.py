@@ -11,11 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
-from .bpe import SPLIT, gpt2_vocabulary, split, train_bpe, vocabulary, well_formed
+from .bpe import gpt2_vocabulary, split, train_bpe, vocabulary, well_formed
 
 SPECIALS = ("<|end|>", "<|user|>", "<|assistant|>", "<|turn|>")
 # <|end|> is start and end of a document in one: what comes after one end is the next start.
 END, USER, ASSISTANT, TURN = range(len(SPECIALS))
+# bpe.SPLIT as tiktoken writes it: the same words, found with fewer ways to go back; a sixth faster.
+FAST_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 class Decoder:
@@ -186,7 +188,7 @@ class Subwords(Tokenizer):
         import tiktoken  # here, so that whoever works on characters does without
 
         # Without a special token encode_to_numpy would look for an empty one before every byte.
-        return tiktoken.Encoding("rungs", pat_str=SPLIT, mergeable_ranks=self.ids,
+        return tiktoken.Encoding("rungs", pat_str=FAST_SPLIT, mergeable_ranks=self.ids,
                                  special_tokens={SPECIALS[END]: END})
 
     def encode(self, text: str) -> list[int]:
@@ -287,7 +289,7 @@ def make_tokenizer(kind: str, vocab_size: int, splits: dict[str, Iterable[str]])
 def tokenizer_from_dict(d: dict) -> Tokenizer:
     """The tokenizer that some `to_dict` described. ValueError if its kind is unknown."""
     kind = d.get("kind") if isinstance(d, dict) else None
-    if kind in TOKENIZERS:
+    if isinstance(kind, str) and kind in TOKENIZERS:
         return TOKENIZERS[kind].from_dict(d)
     raise ValueError(f"unknown kind of tokenizer {kind!r}; this version knows 'char', 'bpe' and "
                      "'gpt2', so a newer version may have written it")

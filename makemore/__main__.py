@@ -96,7 +96,7 @@ def make_parser() -> Parser:
     command = commands.add_parser("diff", help=text, description=f"Show {text}.")
     families = "; ".join(", ".join(family) for family in diff.FAMILIES.values())
     command.add_argument("stages", nargs="*", metavar="NAME",
-                         help=f"two of {', '.join(STAGES)}; or two pieces of one family: "
+                         help=f"two of {', '.join(STAGES)}, gpt; or two pieces of one family: "
                          f"{families}. One: from the one before it. None: from each stage to the "
                          "next")
     command.add_argument("--backend", action="store_true",
@@ -143,7 +143,7 @@ def print_diffs(names: list[str], context: int, color: bool) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"there is no stage {name}.{nearest(name, known)} "
-                             f"The stages are {', '.join(STAGES)}; --help names the pieces.")
+                             f"The stages are {', '.join(STAGES)}, gpt; --help names the pieces.")
     if context < 0:
         raise ValueError(f"--context must be at least 0, not {context}.")
     for number, (before, after) in enumerate(diff.pairs(names)):

@@ -16,6 +16,7 @@ from pathlib import Path
 from . import STAGES, build
 from .without_torch import activations, initialisation, losses, norms, optimizers, schedules
 
+ROOT = Path(__file__).parents[1]
 TOKENS, BLOCK_SIZE = 30, 16  # what parameters are counted at: the embedded names
 BLANK = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
@@ -38,8 +39,10 @@ def source(name: str, backend: str = "torch") -> str:
     for family in FAMILIES.values():
         if name in family:
             return inspect.getsource(family[name])
-    folder = Path(__file__).parent / ("without_torch" if backend == "numpy" else "")
-    return (folder / f"{name}.py").read_text("utf-8")
+    folder = "nanogpt" if name == "gpt" else "makemore"
+    if backend == "numpy":
+        folder = "makemore/without_torch"
+    return (ROOT / folder / f"{name}.py").read_text("utf-8")
 
 
 def idea(stage: str) -> str:
@@ -54,12 +57,13 @@ def label(name: str) -> str:
         if name in family:
             said = " ".join(inspect.getdoc(family[name]).split())
             return f"makemore/without_torch/{file}.py\t{name}: {re.split('[.:] |[.]$', said)[0]}"
-    return f"makemore/{name}.py\tposition t knows {idea(name)}"
+    folder = "nanogpt" if name == "gpt" else "makemore"
+    return f"{folder}/{name}.py\tposition t knows {idea(name)}"
 
 
 def families() -> list[list[str]]:
     """The names that may be compared with each other, in order: the stages first."""
-    return [list(STAGES), *map(list, FAMILIES.values())]
+    return [[*STAGES, "gpt"], *map(list, FAMILIES.values())]
 
 
 def parameters(stage: str) -> int:
@@ -81,7 +85,7 @@ def code_lines(text: str) -> int:
 
 
 def pairs(chosen: list[str]) -> list[tuple[str, str]]:
-    """What to compare: all neighbours among the stages, one with the one before it, or two."""
+    """What to compare: all neighbours in makemore/, one stage with the one before it, or two."""
     if not chosen:
         return list(pairwise(STAGES))
     if len(chosen) > 2:
@@ -114,7 +118,7 @@ def compare(before: str, after: str, context: int = 3, color: bool = False) -> I
         f"{before} -> {after}: {added} lines added, {removed} removed; "
         f"{code[0]} -> {code[1]} lines of code"
     )
-    if before in STAGES:
+    if before in STAGES and after in STAGES:
         size = [parameters(stage) for stage in (before, after)]
         summary += f"; {size[0]:,} -> {size[1]:,} parameters ({size[1] - size[0]:+,})"
     yield paint(summary, BOLD, color)

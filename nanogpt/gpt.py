@@ -12,7 +12,7 @@ To the Transformer of the ladder (makemore/transformer.py) it adds these choices
 shared by groups of heads, fused attention, and a loss that need not hold all logits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -53,32 +53,53 @@ class View:
     """What attention needs of the positions, made once for all layers.
 
     cos, sin (B, 1, T, D) or None: how far rotary positions turn. mask (B, 1, T, S), true where a
-    key may be seen, or None where every earlier one may.
+    key may be seen, or None where every earlier one may. Of a Cache: slot (1,), the place of the
+    one token, and how many places are filled with it.
     """
 
     cos: Tensor | None
     sin: Tensor | None
     mask: Tensor | None
+    slot: Tensor | None = None
+    filled: int = 0
 
 
 @dataclass
 class Cache(State):
-    """A State with room ahead, which `forward` writes in place: for a sampler that never goes back.
+    """A State that `forward` writes in place, one token of each row at a time: for a sampler.
 
-    It takes one token of each row at a time. memories: keys and values (B, kv_heads, room, D) of
-    each layer, of which `used` are filled. plain: all rows have seen as many tokens.
+    memories: rings of keys and values (B, kv_heads, room, D) of each layer: token number n of those
+    that came stands at place n % room. used: how many came; or a tensor () of it, for a step that
+    is compiled once for all numbers, and so looks at every place. plain: all rows have seen all
+    that is there. endless: there is room for all that a position sees.
     """
 
-    used: int = 0
+    used: int | Tensor = 0
     plain: bool = False
+    endless: bool = False
+
+    @property
+    def room(self) -> int:
+        return self.memories[0][0].shape[2]
 
     @property
     def full(self) -> bool:
-        return self.used == self.memories[0][0].shape[2]
+        return not self.endless and self.used == self.room
 
     def rows(self, index: Tensor) -> "Cache":
-        kept = super().rows(index)
-        return Cache(kept.position, kept.segment, kept.memories, self.used, self.plain)
+        return replace(self, **vars(super().rows(index)))
+
+    def put(self, rows: Tensor, state: State | None) -> None:
+        """These rows (N,) go on from a state of N rows instead, or from nothing: in place."""
+        self.plain = False  # the other rows have seen more, or less
+        self.position[rows] = 0 if state is None else state.position
+        if state is None:
+            return
+        kept = state.memories[0][0].shape[2]
+        places = (self.used - kept + torch.arange(kept, device=rows.device)) % self.room
+        for rings, memory in zip(self.memories, state.memories):
+            for ring, tensor in zip(rings, memory):
+                ring[rows[:, None], :, places] = tensor.transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -91,23 +112,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * (width // heads), bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x, view: View, memory, used=None):
+    def forward(self, x, view: View, memory):
         B, T, C = x.shape
         D = C // self.heads
         qkv = self.qkv(x).view(B, T, -1, D).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)  # (B, H, T, D)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)  # (B, H, T, D)
         if self.qk_norm:
-            q, k = F.rms_norm(q, (D,)), F.rms_norm(k, (D,))
+            qk = F.rms_norm(qk, (D,))
         if self.rotary:
-            q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
-        if used is not None:  # a Cache
-            memory[0][:, :, used:used + 1], memory[1][:, :, used:used + 1] = k, v
-            seen = slice(max(0, used + 1 - self.reach), used + 1)
-            k, v = memory[0][:, :, seen], memory[1][:, :, seen]
+            qk = rotate(qk, view.cos, view.sin)
+        q, k = qk.split([self.heads, self.kv_heads], 1)
+        if view.slot is not None:
+            k, v = (ring.index_copy_(2, view.slot, new) for ring, new in zip(memory, (k, v)))
+            k, v = k[:, :, :view.filled], v[:, :, :view.filled]
         elif memory:
             k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
         y = attend(q, k, v, view.mask, self.score_cap)
-        if used is None:
+        if view.slot is None:
             excess = max(0, k.shape[2] - self.reach + 1)  # which no later position sees
             memory = k[:, :, excess:], v[:, :, excess:]
         return self.out(y.transpose(1, 2).reshape(B, T, C)), memory
@@ -162,8 +183,8 @@ class Block(nn.Module):
         self.norm2, self.mlp = norm(), mlp
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, view, memory, used=None):
-        y, memory = self.attention(self.norm1(x), view, memory, used)
+    def forward(self, x, view, memory):
+        y, memory = self.attention(self.norm1(x), view, memory)
         x = x + self.dropout(y)
         return x + self.dropout(self.mlp(self.norm2(x))), memory
 
@@ -224,11 +245,6 @@ class GPT(LanguageModel):
         """tokens (B, T) -> what the head takes (B, T, C), and the state after: as LanguageModel."""
         positions = document_positions(tokens, state, segments)
         memories = [None] * len(self.layers) if state is None else state.memories
-        used = state.used if isinstance(state, Cache) else None
-        past = 0 if state is None else state.memories[0][0].shape[2]
-        if used is not None:
-            assert tokens.shape[1] == 1 and segments is None, "a Cache takes one token at a time"
-            past = min(used, self.reach - 1)
         x = self.embedding(tokens)
         if self.position == "learned":
             x = x + self.positions(positions)
@@ -236,23 +252,28 @@ class GPT(LanguageModel):
             angles = positions[..., None] * self.speeds  # one half sines, the other cosines
             x = x + torch.where(self.speeds < 0, -angles.sin(), angles.cos()).to(x.dtype)
         x = self.drop(x)
-        begins = state is None and segments is None and tokens.shape[1] <= self.reach
-        view = self.view(positions, past, begins or used is not None and state.plain)
+        if cached := isinstance(state, Cache):
+            assert tokens.shape[1] == 1 and segments is None, "a Cache takes one token at a time"
+            view = self.next_view(positions, state)
+        else:
+            past = 0 if state is None else state.memories[0][0].shape[2]
+            begins = state is None and segments is None and tokens.shape[1] <= self.reach
+            view = self.view(positions, past, begins)
         after = []
         for layer, memory in zip(self.layers, memories, strict=True):
             if self.checkpointing and self.training:
                 x, memory = checkpoint(layer, x, view, memory, use_reentrant=False)
             else:
-                x, memory = layer(x, view, memory, used)
+                x, memory = layer(x, view, memory)
             after.append(memory)
         position = positions[:, -1] + 1
         if segments is not None:
             segment = segments[:, -1]
         else:
             segment = torch.zeros_like(tokens[:, -1]) if state is None else state.segment
-        if used is None:
-            return self.norm(x), State(position, segment, after)
-        return self.norm(x), Cache(position, segment, after, used + 1, state.plain)
+        if cached:
+            return self.norm(x), replace(state, position=position, used=state.used + 1)
+        return self.norm(x), State(position, segment, after)
 
     def view(self, positions, past, plain) -> View:
         """What attention needs of positions (B, T). plain: every key that is there may be seen."""
@@ -262,6 +283,21 @@ class GPT(LanguageModel):
             cos, sin = angles.cos(), angles.sin()
         mask = None if plain else ~mask_of(positions, past, self.reach)
         return View(cos, sin, mask)
+
+    def next_view(self, positions, cache: Cache) -> View:
+        """What attention needs of the next token of a Cache, at positions (B, 1)."""
+        view = self.view(positions, 0, plain=True)
+        slot = cache.used % cache.room
+        if isinstance(slot, Tensor):
+            view.slot, view.filled = slot[None], cache.room
+        else:
+            assert not cache.full
+            view.slot = torch.full((1,), slot, device=positions.device)
+            view.filled = min(cache.used + 1, cache.room)
+        if isinstance(slot, Tensor) or not cache.plain:
+            ages = (view.slot - torch.arange(view.filled, device=positions.device)) % cache.room
+            view.mask = (ages <= positions)[:, None, None]  # a place that is empty is too old
+        return view
 
     def forward(self, tokens, state=None, segments=None):
         x, state = self.features(tokens, state, segments)
@@ -293,17 +329,22 @@ class GPT(LanguageModel):
         return total / (targets != IGNORED).sum()
 
     def preallocate(self, state: State, length: int, plain: bool = False) -> Cache:
-        """The state as a Cache with room for `length` tokens more. plain: as in Cache."""
-        used = state.used if isinstance(state, Cache) else state.memories[0][0].shape[2]
+        """The state as a Cache with room for `length` tokens more, and without end if a position
+        sees no more. plain: as in Cache."""
+        S = state.memories[0][0].shape[2]
+        used = state.used if isinstance(state, Cache) else S
         kept = min(used, self.reach - 1)
+        places = torch.arange(used - kept, used, device=state.position.device) % S
+        room = min(self.reach, kept + length)
         memories = []
         for memory in state.memories:
             B, H, _, D = memory[0].shape
-            rooms = tuple(tensor.new_empty(B, H, kept + length, D) for tensor in memory)
-            for room, tensor in zip(rooms, memory):
-                room[:, :, :kept] = tensor[:, :, used - kept:used]
-            memories.append(rooms)
-        return Cache(state.position, state.segment, memories, kept, plain)
+            rings = tuple(tensor.new_zeros(B, H, room, D) for tensor in memory)
+            for ring, tensor in zip(rings, memory):
+                ring[:, :, :kept] = tensor[:, :, places]
+            memories.append(rings)
+        endless = room == self.reach
+        return Cache(state.position.clone(), state.segment, memories, kept, plain, endless)
 
 
 def check(width: int, heads: int, kv_heads: int, *, position: str, norm: str, mlp: str) -> None:

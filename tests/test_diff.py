@@ -203,6 +203,15 @@ def test_counts_add_up(pair):
     assert summary.startswith(f"{pair[0]} -> {pair[1]}: {added} lines added, {removed} removed; ")
 
 
+def test_the_last_rung_has_a_folder_of_its_own(command):
+    code, out, err = command("diff", "transformer", "gpt")
+    assert (code, err) == (0, "") and command("diff", "gpt")[1] == out
+    heads = [line.split("\t") for line in out.splitlines()[:2]]
+    assert [head[0] for head in heads] == ["--- makemore/transformer.py", "+++ nanogpt/gpt.py"]
+    assert heads[1][1] == f"position t knows {diff.idea('gpt')}" and len(diff.idea("gpt")) > 20
+    assert "parameters (" not in out.splitlines()[-1]
+
+
 def test_no_stage_alone_is_all_neighbours_and_one_is_from_the_stage_before(command):
     code, out, err = command("diff")
     assert (code, err) == (0, "")
