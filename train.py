@@ -303,6 +303,8 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
     repeated = read_config(args.config) if args.config else {}
     if args.recipe and args.config:
         raise ValueError("--recipe and --config both say what to begin with; give one of them.")
+    if args.recipe and args.model not in (None, RECIPES[args.recipe]["model"]):
+        raise ValueError(f"--recipe={args.recipe} is for --model={RECIPES[args.recipe]['model']}.")
     if args.data is None:
         usual = "tales" if args.model == "gpt" else "names"
         usual = RECIPES[args.recipe]["data"] if args.recipe else usual
@@ -412,7 +414,10 @@ def carry_out(
     )
     several = f" in {processes.world} processes" if processes.world > 1 else ""
     print(f"{machine.describe()}{several}; run folder {run}")
-    cut = sum(len(x) >= config.block_size for x in sum(dataset.splits.values(), [])) if lines else 0
+    cut = 0
+    if lines:
+        every = (line for part in dataset.splits.values() for line in part)
+        cut = sum(len(tokenizer.encode(line)) >= config.block_size for line in every)
     notes = (f"{cut:,} lines are cut to the block size.",) if cut else ()
     for note in dataset.notes + machine.notes + notes:
         print(f"note: {note}")

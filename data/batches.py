@@ -249,6 +249,12 @@ def longest(dataset: Dataset) -> int:
                for part in dataset.splits.values())
 
 
-def default_block_size(dataset: Dataset) -> int:
-    """Tokens of context if the user names none: a whole line up to 256, or 64 of a text."""
-    return min(longest(dataset) + 1, 256) if dataset.kind == "lines" else 64
+def default_block_size(dataset: Dataset, tokenizer: str = "char") -> int:
+    """Tokens of context if the user names none: a whole line up to 256, or 64 of a text.
+
+    tokenizer: its kind. Of byte pairs, at worst every byte of a line is a token.
+    """
+    if dataset.kind != "lines":
+        return 64
+    size = len if tokenizer == "char" else lambda line: len(line.encode("utf-8", "replace"))
+    return min(max(size(line) for part in dataset.splits.values() for line in part) + 1, 256)

@@ -44,6 +44,8 @@ class LanguageModel(nn.Module):
     look at most p tokens back, and this alone keeps the documents of a packed row apart.
     """
 
+    limit: int | None = None  # a document may not have more tokens, or there is no limit
+
     def __init__(
         self,
         vocab_size: int,

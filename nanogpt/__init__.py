@@ -15,8 +15,11 @@ STAGES = [*makemore.STAGES, "gpt"]
 
 def sizes(stage: str, backend: str = "torch") -> dict[str, int | float | str | bool]:
     """The sizes that a stage can be given, with their defaults. ValueError: no such stage."""
-    if stage in makemore.STAGES or (stage == "gpt" and backend != "torch"):
+    if stage in makemore.STAGES:
         return makemore.sizes(stage, backend)
+    if stage == "gpt" and backend != "torch":
+        others = ", ".join(makemore.BACKENDS[backend])
+        raise ValueError(f"the stage gpt has no {backend} version; these have: {others}.")
     if stage != "gpt":
         guess = nearest(stage, STAGES)
         raise ValueError(f"there is no stage {stage}.{guess} The stages are {', '.join(STAGES)}.")

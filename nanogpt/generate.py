@@ -6,6 +6,7 @@ the State that they hand out.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,151 @@ from .gpt import Cache
 READ = 512  # tokens of a prompt that are read at a time: all at once would need its square
 LARGE = 4096  # a vocabulary of which first the SHORT likeliest tokens are looked at
 SHORT = 1024
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: int | None = data.END,
+    never: Iterable[int] = (),
+    over: Collection[int] = (),
+    step: Callable | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Yield (sample, token) as they are drawn: at most length for each prompt, until a stop token.
+
+    The prompt is read first, then every token takes one step of one token with the state.
+    What is drawn for sample i depends on its prompt, (seed, i) and the settings, not on the other
+    samples. never: tokens that are never drawn. over: samples that the caller wants no more of;
+    looked at again before every step. step: of `compile_step`. The model is left in the mode it
+    was found in.
+    """
+    assert all(prompts) and length >= 0
+    uniforms = np.stack([uniforms_of(seed, sample, length) for sample in range(len(prompts))])
+    uniforms = torch.from_numpy(uniforms)
+    banned = torch.zeros(model.vocab_size)
+    if never := list(never):
+        banned[never] = -torch.inf
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        reader = Reader(model, prompts, length, step)
+        going = list(range(len(prompts)))
+        for n in range(length):
+            logits = reader.logits.float().cpu() + banned
+            drawn = draw(logits, uniforms[:, n], temperature, top_k, top_p)
+            tokens = drawn.tolist()
+            yield from zip(going, tokens)
+            rows = [row for row, sample in enumerate(going)
+                    if tokens[row] != stop and sample not in over]
+            if not rows or n + 1 == length:
+                return
+            if len(rows) < len(going):
+                going = [going[row] for row in rows]
+                drawn, uniforms = drawn[rows], uniforms[rows]
+                reader.keep(rows)
+            reader.push(drawn)
+    finally:
+        if was_training:
+            model.train()
+
+
+def uniforms_of(seed: int, sample: int, length: int) -> np.ndarray:
+    """What decides each token of a sample, in [0, 1): (length,) float64."""
+    return np.random.Generator(np.random.PCG64([seed, sample])).random(length)
+
+
+def pack_prompts(prompts: list[list[int]], device="cpu") -> tuple[Tensor, Tensor | None]:
+    """tokens and segments (B, T): prompts of different lengths end together.
+
+    What fills up a shorter one on the left is a document of its own, which the model does not see.
+    Prompts of one length need no segments: None.
+    """
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[data.END] * (longest - len(p)) + p for p in prompts], device=device)
+    if longest == min(map(len, prompts)):
+        return tokens, None
+    segments = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    return tokens, torch.tensor(segments, device=device)
+
+
+class Reader:
+    """Reads the prompts, then a token of each row at a time, and says what may come next.
+
+    logits (B, V): of the next token of each row that goes on.
+
+    Learned positions end with the block (model.limit): a row that has filled it, or a prompt that
+    is longer, is cut to its last half block of tokens, which the model reads anew.
+    """
+
+    def __init__(self, model: LanguageModel, prompts: list[list[int]], length: int, step=None):
+        """length: how many tokens will be drawn. step: of `compile_step`."""
+        self.model, self.step, self.count = model, step, len(prompts)
+        self.device = next(model.parameters()).device
+        self.limit = model.limit if hasattr(model, "limit") else None
+        if self.limit:
+            half = max(1, self.limit // 2)
+            prompts = [p if len(p) <= self.limit else p[-half:] for p in prompts]
+            self.texts = [list(prompt) for prompt in prompts]  # what each row has read
+        logits, self.state = self.read(*pack_prompts(prompts, self.device))
+        self.logits = logits[:, -1]
+        if length > 1 and hasattr(model, "preallocate"):
+            plain = len(set(map(len, prompts))) == 1
+            self.state = model.preallocate(self.state, length - 1, plain)
+
+    def read(self, tokens: Tensor, segments: Tensor | None):
+        """The logits of the last tokens (B, T), and the state after them."""
+        state = None
+        for begin in range(0, tokens.shape[1], READ):
+            part = slice(begin, begin + READ)
+            documents = None if segments is None else segments[:, part]
+            logits, state = self.model(tokens[:, part], state, documents)
+        return logits, state
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        self.count = len(rows)
+        if self.step:  # it is compiled for so many rows: others do again what the first does
+            rows = rows + rows[:1] * (len(self.state.position) - len(rows))
+        if self.limit:
+            self.texts = [list(self.texts[row]) for row in rows]
+        self.state = self.state.rows(torch.tensor(rows, device=self.device))
+
+    def push(self, drawn: Tensor) -> None:
+        """Read one more token of each row, drawn (B,)."""
+        spare = len(self.state.position) - self.count
+        tokens = torch.cat([drawn, drawn[:1].expand(spare)]) if spare else drawn
+        if self.limit:
+            self.renew()
+            for text, token in zip(self.texts, tokens.tolist()):
+                text.append(token)
+        forward = self.step or self.model
+        logits, self.state = forward(tokens[:, None].to(self.device), self.state)
+        self.logits = logits[:self.count, -1]
+
+    def renew(self) -> None:
+        """Rows that have no position left begin again: their last half block, less what comes."""
+        full = [row for row, text in enumerate(self.texts) if len(text) == self.limit]
+        if not full:
+            return
+        kept = max(1, self.limit // 2) - 1
+        for row in full:
+            self.texts[row] = self.texts[row][self.limit - kept:]
+        state = None
+        if kept:
+            tokens = torch.tensor([self.texts[row] for row in full], device=self.device)
+            _, state = self.read(tokens, None)
+        if state and len(full) == len(self.texts):
+            self.state = self.model.preallocate(state, self.limit, plain=True)
+        else:
+            self.state.put(torch.tensor(full, device=self.device), state)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -62,11 +208,35 @@ def shortlist(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.arange(V, device=probabilities.device)
 
 
+def compile_step(model: LanguageModel) -> Callable:
+    """The model for one token of each row and a Cache, compiled: (tokens (B, 1), cache) as it is.
+
+    It is compiled at the first call, and again for another number of rows or another room.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+
+    def step(tokens, position, used, memories):
+        with OneToken() if on_cpu else nullcontext():
+            return model(tokens, Cache(position, position, memories, used))[0]
+
+    options = {"size_asserts": False}
+    if on_cpu:  # what a sum reads again and again is worked out once, before it
+        options["realize_opcount_threshold"] = 0
+    compiled = torch.compile(step, dynamic=False, fullgraph=True, options=options)
+
+    def of_cache(tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        used = torch.tensor(cache.used, device=tokens.device)
+        logits = compiled(tokens, cache.position, used, cache.memories)
+        return logits, replace(cache, position=cache.position + 1, used=cache.used + 1)
+
+    return of_cache
+
+
 class OneToken(TorchFunctionMode):
     """Writes the products of one token as sums, which a compiler fuses with all around them.
 
-    A matrix is then read once, at the speed of memory, and hundreds of calls become a few. Left as
-    they are, they are calls of a library that is made for large matrices, twice as slow at this.
+    So a matrix is read once, at the speed of memory, and hundreds of calls become a few. As they
+    are, they call a library that is made for large matrices, and half as fast at this.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -79,32 +249,12 @@ class OneToken(TorchFunctionMode):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (1, 1, C) through a linear map (F, C): (1, 1, F)."""
-    y = (x.flatten() * weight).sum(1, dtype=torch.float32)
+    y = (x.flatten() * weight).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
     return (y if bias is None else y + bias).to(x.dtype)[None, None]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """What one query q (B, H, 1, D) finds among k and v (B, H, S, D) behind the mask."""
-    scores = (q * k).sum(3, dtype=torch.float32) * q.shape[3] ** -0.5
+    scores = (q * k).sum(3, dtype=torch.promote_types(q.dtype, torch.float32)) * q.shape[3] ** -0.5
     weights = scores.masked_fill(~mask[:, :, 0], -torch.inf).softmax(2)
     return (weights[..., None] * v).sum(2, keepdim=True).to(q.dtype)
-
-
-def compile_step(model: LanguageModel) -> Callable:
-    """The model for one token of each row and a Cache, compiled: (tokens (B, 1), cache) as it is.
-
-    It is compiled at the first call, and again for another number of rows or another room.
-    """
-
-    def step(tokens, position, used, memories):
-        with OneToken():
-            return model(tokens, Cache(position, position, memories, used))[0]
-
-    compiled = torch.compile(step, dynamic=False, fullgraph=True)
-
-    def of_cache(tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        used = torch.tensor(cache.used, device=tokens.device)
-        logits = compiled(tokens, cache.position, used, cache.memories)
-        return logits, replace(cache, position=cache.position + 1, used=cache.used + 1)
-
-    return of_cache

@@ -227,6 +227,9 @@ class GPT(LanguageModel):
         self.start(zero_init)
         if tied:
             self.head.weight = self.embedding.weight
+            if zero_init:  # else every token predicts itself, for nothing else is there yet
+                with torch.no_grad():
+                    self.embedding.weight *= min(1.0, 50 / width)
 
     def start(self, zero_init: bool) -> None:
         """The first weights, as in GPT-2: small, what adds to the residual stream smaller still."""
@@ -307,7 +310,7 @@ class GPT(LanguageModel):
         """Features (..., C) -> logits (..., V)."""
         logits = self.head(x)
         if self.logit_cap:
-            logits = self.logit_cap * torch.tanh(logits.float() / self.logit_cap)
+            logits = self.logit_cap * torch.tanh(full(logits) / self.logit_cap)
         return logits
 
     def loss(self, tokens, targets, segments=None):
@@ -316,10 +319,10 @@ class GPT(LanguageModel):
         x, targets = x.flatten(0, 1), targets.flatten()
         chunks = -(-len(targets) * self.vocab_size // CHUNK)
         if chunks == 1:
-            return F.cross_entropy(self.logits(x).float(), targets, ignore_index=IGNORED)
+            return F.cross_entropy(full(self.logits(x)), targets, ignore_index=IGNORED)
 
         def part(x, targets):
-            logits = self.logits(x).float()
+            logits = full(self.logits(x))
             return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
         total = x.new_zeros((), dtype=torch.float32)
@@ -345,6 +348,11 @@ class GPT(LanguageModel):
             memories.append(rings)
         endless = room == self.reach
         return Cache(state.position.clone(), state.segment, memories, kept, plain, endless)
+
+
+def full(x: Tensor) -> Tensor:
+    """At least float32, as probabilities want it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check(width: int, heads: int, kv_heads: int, *, position: str, norm: str, mlp: str) -> None:

@@ -67,6 +67,9 @@ class Average:
     def __init__(self, model: nn.Module, keep: float):
         self.keep = keep
         self.weights = dict(model.named_parameters()) if keep else {}
+        names = model.named_parameters(remove_duplicate=False)  # a tied weight has two
+        first = {weight: name for name, weight in self.weights.items()}
+        self.names = {name: first[weight] for name, weight in names} if keep else {}
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
@@ -95,7 +98,8 @@ class Average:
             mine.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.average
+        """By all names that the weights have in the model's own state."""
+        return {name: self.average[first] for name, first in self.names.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

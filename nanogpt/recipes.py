@@ -15,8 +15,8 @@ RECIPES = {
         model="gpt", data="tales", arch="modern", size="nano", steps=2000, batch_size=32, lr=0.01,
     ),
     "shakespeare-nano": dict(
-        model="gpt", data="shakespeare", arch="modern", size="nano", steps=1000, batch_size=12,
-        lr=0.01,
+        model="gpt", data="shakespeare", arch="modern", size="nano", steps=200, batch_size=24,
+        lr=0.01, eval_every=200,
     ),
     "shakespeare-baby": dict(
         model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=1000,

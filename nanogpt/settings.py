@@ -201,12 +201,17 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
         recipe["steps"] = 0
     if (stage, backend) != ("bigram", "numpy"):
         repeated = repeated | {"count": False}
+    if stage != "gpt":
+        repeated = repeated | {"checkpointing": False}
+    if given.get("tokenizer", "bpe") != "bpe":
+        repeated = repeated | {"vocab_size": 0}
     if repeated.get("model") == stage:
         repeated = repeated | repeated["sizes"]
     given = presets(given) | given
     steps = (recipe | repeated | given)["steps"]
+    tokenizer = (recipe | repeated | given).get("tokenizer", "char")
     defaults = dict(
-        lines=False, block_size=data.default_block_size(dataset), warmup=min(100, steps // 10),
+        lines=False, block_size=data.default_block_size(dataset, tokenizer), warmup=min(100, steps // 10),
         optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
         seed=0, device="auto", dtype="float32", compile=False,
     )
