@@ -3,10 +3,11 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,8 @@ import nanogpt
 from data import cli, runs
 from data.cli import add, flag
 from makemore.model import LanguageModel
-from nanogpt.machine import DEVICES, choose
+from nanogpt.generate import compile_step, draw, generate, pack_prompts, uniforms_of  # noqa: F401
+from nanogpt.machine import DEVICES, DTYPES, Machine, choose
 
 KNOWN = "  (in the training set)"
 
@@ -52,99 +54,6 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
     return checkpoint["model"] | checkpoint.get("average", {})
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which.
-
-    temperature 0 takes the likeliest. top_k > 0 keeps the k likeliest; top_p < 1 the smallest set
-    of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both keep.
-    """
-    if temperature == 0:
-        return logits.argmax(1)
-    if temperature != 1:  # the likeliest is 0 first, so that nothing overflows however cold
-        logits = (logits - logits.max(1, keepdim=True).values).double() / temperature
-    probabilities = logits.double().softmax(1)
-    if 0 < top_k < logits.shape[1] or top_p < 1:
-        ordered, tokens = probabilities.sort(dim=1, descending=True, stable=True)
-        if top_p < 1:  # a token stays if those before it fall short of top_p
-            ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)
-        if top_k > 0:
-            ordered[:, top_k:] = 0
-        probabilities = torch.zeros_like(probabilities).scatter(1, tokens, ordered)
-    reached = probabilities.cumsum(1)
-    # the first token at which the sum passes the drawn share: never one of probability 0
-    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
-
-
-@torch.inference_mode()
-def generate(
-    model: LanguageModel,
-    prompts: list[list[int]],
-    length: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop: int | None = data.END,
-    never: Iterable[int] = (),
-) -> Iterator[tuple[int, int]]:
-    """Yield (sample, token) as they are drawn: at most length for each prompt, until a stop token.
-
-    The prompt is read in one step, then every token takes one step of one token with the state.
-    What is drawn for sample i depends on its prompt, (seed, i) and the settings, not on the other
-    samples. never: tokens that are never drawn. The model is left in the mode it was found in.
-    """
-    assert all(prompts) and length >= 0
-    device = next(model.parameters()).device
-    uniforms = np.stack([uniforms_of(seed, sample, length) for sample in range(len(prompts))])
-    uniforms = torch.from_numpy(uniforms)
-    banned = torch.zeros(model.vocab_size)
-    if never := list(never):
-        banned[never] = -torch.inf
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        tokens, segments = pack_prompts(prompts, device)
-        logits, state = model(tokens, segments=segments)
-        going = list(range(len(prompts)))
-        for step in range(length):
-            last = logits[:, -1].float().cpu() + banned
-            drawn = draw(last, uniforms[:, step], temperature, top_k, top_p)
-            tokens = drawn.tolist()
-            yield from zip(going, tokens)
-            if stop in tokens:
-                rows = (drawn != stop).nonzero()[:, 0]
-                if len(rows) == 0:
-                    return
-                going = [going[row] for row in rows.tolist()]
-                drawn, uniforms, state = drawn[rows], uniforms[rows], state.rows(rows.to(device))
-            if step + 1 < length:
-                logits, state = model(drawn[:, None].to(device), state)
-    finally:
-        if was_training:
-            model.train()
-
-
-def uniforms_of(seed: int, sample: int, length: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64([seed, sample])).random(length)
-
-
-def pack_prompts(prompts: list[list[int]], device="cpu") -> tuple[Tensor, Tensor | None]:
-    """tokens and segments (B, T): prompts of different lengths end together.
-
-    What fills up a shorter one on the left is a document of its own, which the model does not see.
-    Prompts of one length need no segments: None.
-    """
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[data.END] * (longest - len(p)) + p for p in prompts], device=device)
-    if longest == min(map(len, prompts)):
-        return tokens, None
-    segments = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-    return tokens, torch.tensor(segments, device=device)
-
-
 def starts(prompt: str, tokenizer: data.Tokenizer, separated: bool) -> list[int]:
     """The tokens that a sample goes on from. ValueError: a character the model has never seen.
 
@@ -159,6 +68,41 @@ def starts(prompt: str, tokenizer: data.Tokenizer, separated: bool) -> list[int]
     return tokenizer.encode(prompt)
 
 
+class Writer:
+    """Makes text of the tokens of a sample, up to where the first stop string would stand.
+
+    What may be the beginning of a stop string is held back until it is sure that it is none.
+    """
+
+    def __init__(self, tokenizer: data.Tokenizer, stops: Sequence[str] = ()):
+        self.decoder, self.stops = tokenizer.decoder(), stops
+        self.held, self.stopped = "", False
+
+    def push(self, token: int) -> str:
+        """The text that is certain with this token, perhaps none."""
+        return self.pass_on(self.decoder.push(token))
+
+    def flush(self) -> str:
+        """What was held back, for the sample ends here."""
+        text = self.pass_on(self.decoder.flush()) + self.held
+        self.held = ""
+        return text
+
+    def pass_on(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        text = self.held + text
+        # of those that are there the one that ends first, however many characters came at once
+        ends = [(text.index(stop) + len(stop), -len(stop)) for stop in self.stops if stop in text]
+        if ends:
+            self.held, self.stopped = "", True
+            return text[:sum(min(ends))]
+        begun = [n for stop in self.stops for n in range(len(stop)) if text.endswith(stop[:n])]
+        certain = len(text) - max(begun, default=0)
+        self.held = text[certain:]
+        return text[:certain]
+
+
 def stream(
     model: LanguageModel,
     tokenizer: data.Tokenizer,
@@ -166,28 +110,33 @@ def stream(
     num: int,
     length: int,
     separated: bool,
+    stops: Sequence[str] = (),
+    counts: list[int] | None = None,
     **how,
 ) -> Iterator[tuple[int, str | None]]:
     """Yield (sample, piece of text) in the order to print them, and (sample, None) at its end.
 
     All samples are drawn together; the first is shown while it grows, the next wait their turn.
+    stops: texts that end a sample where they would stand. counts: is given the number of tokens
+    drawn of each. how: of `generate`.
     """
     waiting: list[list[str]] = [[prompt] for _ in range(num)]
-    decoders = [tokenizer.decoder() for _ in range(num)]
+    writers = [Writer(tokenizer, stops) for _ in range(num)]
     begin = starts(prompt, tokenizer, separated)
     never = [data.USER, data.ASSISTANT, data.TURN] + ([] if separated else [data.END])
-    drawn = generate(model, [begin] * num, length, never=never, **how)
-    shown, over, counts = 0, [False] * num, [0] * num
-    for sample, token in drawn:
+    shown, over, counts = 0, set(), [] if counts is None else counts
+    counts[:] = [0] * num
+    for sample, token in generate(model, [begin] * num, length, never=never, over=over, **how):
         counts[sample] += 1
-        over[sample] = token == data.END or counts[sample] == length
-        waiting[sample].append(decoders[sample].push(token))
-        if over[sample]:
-            waiting[sample].append(decoders[sample].flush())
+        writer = writers[sample]
+        waiting[sample].append(writer.push(token))
+        if token == data.END or counts[sample] == length or writer.stopped:
+            over.add(sample)
+            waiting[sample].append(writer.flush())
         while shown < num and waiting[shown]:
             yield shown, "".join(waiting[shown])
             waiting[shown] = []
-            if over[shown]:
+            if shown in over:
                 yield shown, None
                 shown += 1
 
@@ -252,7 +201,7 @@ def training_lines(config: dict) -> set[str] | None:
     return set(dataset.splits["train"]) if same else None
 
 
-def main() -> None:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="sample.py", description=__doc__)
     which = parser.add_argument_group("which run").add_mutually_exclusive_group()
     text = "the newest run of this stage in runs/ (default transformer)"
@@ -262,41 +211,100 @@ def main() -> None:
     add(what, "prompt", "the beginning that every sample goes on from", str, metavar="TEXT")
     add(what, "num", "samples (default 20 lines, or 1 text)")
     add(what, "length", "at most so many tokens each (default: 2 blocks of lines, 500 of text)")
+    text = "end a sample where this would stand; may be given several times"
+    add(what, "stop", text, str, metavar="TEXT", action="append")
     how = parser.add_argument_group("how to draw")
     add(how, "temperature", "below 1 safer, above wilder, 0 the likeliest (default 1)", float)
     add(how, "top_k", "only among so many likeliest tokens; 0 is off (default 0)")
     add(how, "top_p", "only among the likeliest that reach this share (default 1: off)", float)
     add(how, "seed", "another seed, other samples (default 0)")
+    machine = parser.add_argument_group("machine")
     text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
-    add(how, "device", text, str, metavar="DEVICE")
-    parser.set_defaults(prompt="", temperature=1.0, top_k=0, top_p=1.0, seed=0, device="auto")
-    args = parser.parse_args()
-    check(args)
+    add(machine, "device", text, str, metavar="DEVICE")
+    text = "of the weights of gpt; in bfloat16 a large one is faster, as it is read from memory for"
+    add(machine, "dtype", f"{text} every token (default float32)", str, choices=DTYPES)
+    text = "torch.compile, for gpt: seconds to start, then several times as fast"
+    add(machine, "compile", text, bool)
+    parser.set_defaults(
+        prompt="", stop=[], temperature=1.0, top_k=0, top_p=1.0, seed=0, device="auto",
+        dtype="float32", compile=False,
+    )
+    return parser
 
+
+def main() -> None:
+    args = make_parser().parse_args()
+    check(args)
     nanogpt.sizes(args.model or "transformer")  # says so if there is no such stage
     run = args.run or runs.newest_run(args.model or "transformer")
     checkpoint = runs.load_checkpoint(run)
     config = checkpoint["config"]
     model, tokenizer = restore(checkpoint)
-    numpy = config.get("backend") == "numpy"
-    if numpy and args.device not in ("auto", "cpu"):
-        raise ValueError("the model is in NumPy, which computes on the CPU; leave out --device.")
-    device = choose("cpu" if numpy else args.device).device
+    machine = place(model, config, args)
     loss = checkpoint["progress"].get("val_loss", math.nan)
     about = f"{run}: {config['model']} on {config['data']}, val loss {loss:.4f} when last evaluated"
-    print(f"{about}; seed {args.seed}", file=sys.stderr, flush=True)
+    say(f"{about}; seed {args.seed}")
     num, length = defaults(config["kind"], config["block_size"])
     num, length = args.num or num, args.length or length
-    samples = stream(
-        model.to(device), tokenizer, args.prompt, num, length, config["separated"],
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
-    )
-    lines = config["kind"] == "lines"
+    lines, separated = config["kind"] == "lines", config["separated"]
     training = training_lines(config) if lines else None
     if lines and not training:
-        gone = f"note: {config['data']} is gone or has changed, so no line is marked as known"
-        print(gone, file=sys.stderr)
+        say(f"note: {config['data']} is gone or has changed, so no line is marked as known")
+    step = None
+    if machine.compiled:
+        step = warm_up(model, [starts(args.prompt, tokenizer, separated)] * num, length)
+    counts: list[int] = []
+    samples = stream(
+        model, tokenizer, args.prompt, num, length, separated, args.stop, counts, step=step,
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+    )
+    began = time.perf_counter()
     print_samples(samples, num, lines, training)
+    seconds, tokens = time.perf_counter() - began, sum(counts)
+    say(f"{tokens:,} tokens in {seconds:.2f} seconds: {tokens / seconds:,.0f} tokens/s")
+
+
+def say(text: str) -> None:
+    """To stderr: what stdout gets is the samples, and nothing else."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def place(model: LanguageModel, config: dict, args: argparse.Namespace) -> Machine:
+    """Move the model to where it computes, in the dtype asked for.
+
+    ValueError: a device that is not there, or what a model of this kind cannot do.
+    """
+    gpt, numpy = config["model"] == "gpt", config.get("backend") == "numpy"
+    if numpy and args.device not in ("auto", "cpu"):
+        raise ValueError("the model is in NumPy, which computes on the CPU; leave out --device.")
+    if args.dtype != "float32" and not gpt:
+        raise ValueError(f"--dtype is for runs of gpt, and this is one of {config['model']}.")
+    machine = choose("cpu" if numpy else args.device, args.dtype, args.compile and gpt)
+    for note in machine.notes:
+        say(f"note: {note}")
+    if args.compile and not gpt:
+        say(f"note: --compile is for runs of gpt, and does nothing for {config['model']}")
+    model.to(machine.device)
+    for parameter in model.parameters():  # but not what positions turn by
+        parameter.data = parameter.data.to(getattr(torch, machine.dtype))
+    return machine
+
+
+def warm_up(model: LanguageModel, prompts: list[list[int]], length: int) -> Callable | None:
+    """The step of a model, compiled for these prompts; None if that failed. Says how long it took.
+    """
+    began = time.perf_counter()
+    step = compile_step(model)
+    try:
+        drawn = generate(model, prompts, length, stop=None, step=step)
+        for _ in islice(drawn, len(prompts) + 1):  # into the first step after the prompts
+            pass
+    except Exception as error:  # whatever the compiler throws, sampling can go on without it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        say(f"note: Not compiled: {reason}; going on without.")
+        return None
+    say(f"compiled in {time.perf_counter() - began:.1f} seconds")
+    return step
 
 
 def check(args: argparse.Namespace) -> None:
@@ -307,6 +315,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} must be a number of at least {least}, not {value}.")
     if not 0 < args.top_p <= 1:
         raise ValueError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
+    if not all(args.stop):
+        raise ValueError("--stop must be a text of at least one character.")
 
 
 if __name__ == "__main__":

@@ -404,7 +404,7 @@ def carry_out(
     if processes.first:
         runs.write_json(run / "config.json", settings)
     lines = dataset.kind == "lines"
-    size = {s: len(x) if lines else sum(map(len, x)) for s, x in dataset.splits.items()}
+    size = {s: data.size(x)[0 if lines else 1] for s, x in dataset.splits.items()}
     parameters = sum(p.numel() for p in model.parameters())
     backend = " in NumPy" if config.backend == "numpy" else ""
     print(f"{config.model}{backend}: {parameters:,} parameters, block size {config.block_size}")

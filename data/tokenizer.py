@@ -6,7 +6,7 @@ it give text, nor does an id outside the vocabulary: a model's may be padded to 
 
 import codecs
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -274,13 +274,24 @@ class GPT2Tokenizer(Subwords):
 TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, BytePairTokenizer, GPT2Tokenizer)}
 
 
+def beginning(texts: Iterable[str], characters: int = 10**8) -> Iterator[str]:
+    """The first of the texts, until so many characters are reached: enough to learn pairs from."""
+    seen = 0
+    for text in texts:
+        yield text
+        seen += len(text)
+        if seen >= characters:
+            return
+
+
 def make_tokenizer(kind: str, vocab_size: int, splits: dict[str, Iterable[str]]) -> Tokenizer:
-    """The tokenizer of that kind for the texts in splits: byte pairs are learned from train alone.
+    """The tokenizer of that kind for the texts in splits: byte pairs are learned from train alone,
+    and from no more of it than its first 100 million characters.
 
     vocab_size: at most so many byte pairs. ValueError as the kinds raise it.
     """
     if kind == "bpe":
-        return BytePairTokenizer.train(splits["train"], vocab_size, progress=True)
+        return BytePairTokenizer.train(beginning(splits["train"]), vocab_size, progress=True)
     if kind == "gpt2":
         return GPT2Tokenizer()
     return CharTokenizer.train(text for part in splits.values() for text in part)

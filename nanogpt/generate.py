@@ -111,7 +111,7 @@ class Reader:
         """length: how many tokens will be drawn. step: of `compile_step`."""
         self.model, self.step, self.count = model, step, len(prompts)
         self.device = next(model.parameters()).device
-        self.limit = model.limit if hasattr(model, "limit") else None
+        self.limit = getattr(model, "limit", None)
         if self.limit:
             half = max(1, self.limit // 2)
             prompts = [p if len(p) <= self.limit else p[-half:] for p in prompts]
@@ -196,9 +196,9 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 
 
 def shortlist(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Tokens (N,) of all V, in order, with all of probabilities (B, V) that `draw` keeps among them.
+    """Tokens (N,), in order, among which are all of probabilities (B, V) that `draw` keeps.
 
-    All, or of a large vocabulary, which would take long to sort, few.
+    All V, or of a large vocabulary, which would take long to sort, few.
     """
     V = probabilities.shape[1]
     if V > LARGE and top_k < V:

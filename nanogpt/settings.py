@@ -109,7 +109,7 @@ def make_parser() -> cli.Parser:
     text = f"gpt at its best for a set: {', '.join(NAMED)}; other flags override it"
     add(group, "recipe", text, str, choices=list(NAMED))
     sets = ", ".join(data.SETS)
-    text = f"{sets}, a text file, or a folder with train.txt (default names; of gpt tales)"
+    text = f"{sets}, a .txt or .jsonl, or a folder of them (default names; of gpt tales)"
     add(group, "data", text, str, metavar="DATA")
     add(group, "lines", "every line is an item of its own", bool)
     text = "a token a character, byte pairs learned from the text, or GPT-2's (default char)"
@@ -208,14 +208,14 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     if repeated.get("model") == stage:
         repeated = repeated | repeated["sizes"]
     given = presets(given) | given
-    steps = (recipe | repeated | given)["steps"]
-    tokenizer = (recipe | repeated | given).get("tokenizer", "char")
+    chosen = recipe | repeated | given
+    steps, tokenizer = chosen["steps"], chosen.get("tokenizer", "char")
     defaults = dict(
-        lines=False, block_size=data.default_block_size(dataset, tokenizer), warmup=min(100, steps // 10),
-        optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
+        lines=False, block_size=data.default_block_size(dataset, tokenizer),
+        warmup=min(100, steps // 10), optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
         seed=0, device="auto", dtype="float32", compile=False,
     )
-    settings = defaults | recipe | repeated | given | {"model": stage, "data": source}
+    settings = defaults | chosen | {"model": stage, "data": source}
     if backend == "numpy" and settings["device"] == "auto":
         settings["device"] = "cpu"
     if settings.get("tokenizer") == "bpe" and not settings.get("vocab_size"):

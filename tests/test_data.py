@@ -301,6 +301,7 @@ def small_set(tmp_path, monkeypatch):
     raw = b"ada\nbea\ncleo\n"
     monkeypatch.setitem(files.DOWNLOADS, "usnames", ("https://x", hashlib.sha256(raw).hexdigest()))
     monkeypatch.delenv("RUNGS_DATA", raising=False)
+    monkeypatch.delenv("RUNGS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def offline(url, timeout):

@@ -341,6 +341,7 @@ def small_gpt2(tmp_path, monkeypatch):
     url = "https://x/vocab.bpe"
     monkeypatch.setitem(files.DOWNLOADS, "gpt2/vocab.bpe", (url, hashlib.sha256(raw).hexdigest()))
     monkeypatch.delenv("RUNGS_DATA", raising=False)
+    monkeypatch.delenv("RUNGS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
 
