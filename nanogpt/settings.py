@@ -212,8 +212,9 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     steps, tokenizer = chosen["steps"], chosen.get("tokenizer", "char")
     defaults = dict(
         lines=False, block_size=data.default_block_size(dataset, tokenizer),
-        warmup=min(100, steps // 10), optimizer="muon", weight_decay=0.0, clip=1.0, eval_every=max(1, steps // 20), patience=5,
-        seed=0, device="auto", dtype="float32", compile=False,
+        warmup=min(100, steps // 10), optimizer="muon", weight_decay=0.0, clip=1.0,
+        eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
+        compile=False,
     )
     settings = defaults | chosen | {"model": stage, "data": source}
     if backend == "numpy" and settings["device"] == "auto":
