@@ -294,8 +294,8 @@ def warm_up(model: LanguageModel, prompts: list[list[int]], length: int) -> Call
     """The step of a model, compiled for these prompts; None if that failed. Says how long it took.
     """
     began = time.perf_counter()
-    step = compile_step(model)
     try:
+        step = compile_step(model)
         drawn = generate(model, prompts, length, stop=None, step=step)
         for _ in islice(drawn, len(prompts) + 1):  # into the first step after the prompts
             pass

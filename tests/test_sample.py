@@ -15,8 +15,12 @@ import torch
 
 import data
 import makemore
+import nanogpt
 import sample
 from data import runs
+from nanogpt import generate as loop
+from nanogpt.gpt import ARCHS
+from nanogpt.machine import cannot_compile
 
 ROOT = Path(__file__).parents[1]
 V, BLOCK = 13, 8
@@ -123,6 +127,26 @@ def test_a_token_without_a_chance_is_never_drawn(chance, how):
     logits[:, [0, 3, 6]] = -math.inf  # also where the sum begins and ends
     drawn = sample.draw(logits, torch.full((2000,), chance, dtype=torch.float64), **how)
     assert set(drawn.tolist()) <= {1, 2, 4, 5}
+
+
+@pytest.mark.parametrize("how", [
+    dict(top_k=1), dict(top_k=5), dict(top_k=90), dict(top_k=5000), dict(top_p=0.001),
+    dict(top_p=0.5), dict(top_p=0.9999), dict(top_k=20, top_p=0.5), dict(top_k=3, top_p=0.9),
+])
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one(how, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.01, 1, 5):
+        logits = size * torch.randn(40, 300, generator=generator)
+        logits[20:] = (2 * logits[20:]).round() / 2  # many are as likely as the last that is kept
+        logits[:, ::7] = -math.inf
+        chance = torch.rand(40, generator=generator, dtype=torch.float64)
+        drawn = []
+        for large in (300, 10):  # all are sorted, or only those that may be kept
+            monkeypatch.setattr(loop, "LARGE", large)
+            monkeypatch.setattr(loop, "SHORT", 30)
+            how = dict(temperature=0.9, top_k=0, top_p=1.0) | how
+            drawn.append(sample.draw(logits, chance, **how))
+        assert torch.equal(*drawn)
 
 
 def test_every_row_is_drawn_by_itself():
@@ -289,6 +313,208 @@ def test_sampling_keeps_no_gradients_and_leaves_others_alone():
     assert tracked == [False, True, False, False]
 
 
+# GPT and its cache
+
+
+PIECES = {
+    "modern": dict(ARCHS["modern"], logit_cap=0.0),  # which is in float32
+    "gpt2": ARCHS["gpt2"],
+    "sinusoidal": dict(ARCHS["gpt2"], position="sinusoidal"),
+    "kv_heads": dict(kv_heads=2, logit_cap=0.0),
+    "window": dict(window=3, logit_cap=0.0),
+    "score_cap": dict(score_cap=2.0, logit_cap=0.0),
+    "several": dict(ARCHS["gpt2"], window=5, kv_heads=1, score_cap=2.0),
+}
+PROMPTS = [[0], [0, 5, 6, 7], [9, 8], [4 + i % 9 for i in range(BLOCK)],
+           [4 + i * i % 9 for i in range(3 * BLOCK)]]  # one fills the block, one is longer
+
+each_piece = pytest.mark.parametrize("piece", PIECES)
+
+
+def make_gpt(piece="modern", block=BLOCK, **sizes):
+    """A small GPT in float64 with noise on every weight."""
+    torch.manual_seed(0)
+    sizes = dict(layers=2, heads=4, width=16) | PIECES[piece] | sizes
+    model = nanogpt.build("gpt", V, block, **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model.double().eval()
+
+
+def begin(model, prompt):
+    """What is read of a prompt: all, or where positions end, the last half block of a long one."""
+    half = max(1, (model.limit or 0) // 2)
+    return prompt[-half:] if model.limit and len(prompt) > model.limit else list(prompt)
+
+
+def go_on(model, document, token):
+    """A document with one token more; where positions end, what is left of it then."""
+    document = document + [token]
+    half = max(1, (model.limit or 0) // 2)
+    return document[-half:] if model.limit and len(document) > model.limit else document
+
+
+@torch.no_grad()
+def by_definition(model, prompt, number, length, stop):
+    """What generate must draw for one sample, every time from the whole document."""
+    document, chances, drawn = begin(model, prompt), sample.uniforms_of(0, number, length), []
+    while len(drawn) < length and stop not in drawn:
+        logits = model(torch.tensor([document]))[0][:, -1].float()
+        chance = torch.from_numpy(chances[[len(drawn)]])
+        drawn += sample.draw(logits, chance, 1.0, 0, 1.0).tolist()
+        document = go_on(model, document, drawn[-1])
+    return drawn
+
+
+@each_piece
+@pytest.mark.parametrize("stop", [None, 7])
+def test_what_is_drawn_is_drawn_by_definition(piece, stop):
+    model = make_gpt(piece)
+    expected = [by_definition(model, p, i, 4 * BLOCK, stop) for i, p in enumerate(PROMPTS)]
+    drawn = generate(model, PROMPTS, 4 * BLOCK, stop=stop)
+    assert drawn == expected
+    assert len(set(sum(drawn, []))) > 3
+    if stop:  # so that rows leave while others begin again
+        assert len({len(tokens) for tokens in drawn}) > 2
+    for i, prompt in enumerate(PROMPTS):  # and whatever the others are
+        assert generate(model, [[0]] * i + [prompt], 4 * BLOCK, stop=stop)[i] == expected[i]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("piece", ["gpt2", "several", "modern"])
+def test_any_block_will_do(piece, block):
+    model = make_gpt(piece, block)
+    assert model.limit == (None if piece == "modern" else block)
+    expected = [by_definition(model, p, i, 40, None) for i, p in enumerate(PROMPTS)]
+    assert generate(model, PROMPTS, 40, stop=None) == expected
+
+
+@each_piece
+@pytest.mark.parametrize("chunk", [512, 3])
+@torch.no_grad()
+def test_the_logits_are_those_of_the_whole_document(piece, chunk, monkeypatch):
+    monkeypatch.setattr(loop, "READ", chunk)  # of a prompt at a time
+    model, length = make_gpt(piece), 5 * BLOCK
+    reader = loop.Reader(model, PROMPTS, length)
+    documents = [begin(model, prompt) for prompt in PROMPTS]
+    for step, tokens in enumerate(torch.randint(4, V, (length, len(PROMPTS)))):
+        for logits, document in zip(reader.logits, documents, strict=True):
+            expected = model(torch.tensor([document]))[0][0, -1]
+            assert (logits - expected).abs().max() < 1e-10
+        if step in (2, 13, 14):  # a row leaves, and the others change places
+            rows = list(range(len(documents)))[:0:-1]
+            documents = [documents[row] for row in rows]
+            reader.keep(rows)
+        tokens = tokens[:len(documents)]
+        documents = [go_on(model, d, t) for d, t in zip(documents, tokens.tolist())]
+        reader.push(tokens)
+
+
+@pytest.mark.parametrize("piece", ["modern", "sinusoidal", "window", "kv_heads"])
+def test_the_cache_changes_nothing_that_is_drawn(piece, monkeypatch):
+    model = make_gpt(piece)
+    cached = generate(model, PROMPTS, 40, stop=5)
+    monkeypatch.delattr(type(model), "preallocate")  # as the other stages
+    assert generate(model, PROMPTS, 40, stop=5) == cached
+
+
+@each_piece
+def test_a_token_of_gpt_is_a_step_of_one_token_in_bounded_memory(piece):
+    model = make_gpt(piece)
+    shapes, rooms, step = spy(model), [], model.next_view
+
+    def noting(positions, cache):
+        rooms.append(cache.room)
+        return step(positions, cache)
+
+    model.next_view = noting
+    length = 10 * BLOCK
+    generate(model, [[0, 5, 6], [0]], length, stop=None)
+    assert set(rooms) == {model.reach} and len(rooms) == length - 1
+    assert shapes[:2] == [(2, 3), (2, 1)] and shapes.count((2, 1)) == length - 1
+    again = [shape for shape in shapes[1:] if shape != (2, 1)]
+    # learned positions: each row reads three tokens, and the one that comes, every four
+    assert set(again) == ({(1, 3)} if model.limit else set())
+    rooms.clear()
+    generate(model, [[0, 5]], 3, stop=None)
+    assert set(rooms) <= {1 + 3, model.reach}  # no more than will be needed
+
+
+def test_gpt_of_one_length_needs_no_masks():
+    model = make_gpt("gpt2")
+    plain, step = [], model.next_view
+
+    def noting(positions, cache):
+        view = step(positions, cache)
+        plain.append(view.mask is None)
+        return view
+
+    model.next_view = noting
+    generate(model, [[0, 5], [0, 6]], 5 * BLOCK, stop=None)  # they begin again together
+    assert all(plain)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Lets torch.compile trace, and run what it traced as it is; a list with an entry for each."""
+    made, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph
+
+    def tracing(function, *, options, **more):
+        return compile(function, backend=backend, **more)
+
+    monkeypatch.setattr(torch, "compile", tracing)
+    yield made
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["batch", "one"])
+def test_a_compiled_step_draws_the_same_and_is_compiled_once(piece, prompts, compilations):
+    model = make_gpt(piece)
+    expected = generate(model, prompts, 4 * BLOCK, stop=7)
+    step = loop.compile_step(model)
+    assert generate(model, prompts, 4 * BLOCK, stop=7, step=step) == expected
+    assert generate(model, prompts, 4 * BLOCK, stop=7, step=step, seed=1) != expected
+    assert len(compilations) == 1
+
+
+@torch.inference_mode()
+def test_the_sums_of_one_token_are_its_products():
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape, dtype=torch.float64):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    linear, attention = loop.F.linear, loop.F.scaled_dot_product_attention
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        x, weight, bias = (random(*shape, dtype=dtype) for shape in ((1, 1, 9), (5, 9), (5,)))
+        q, k, v = (random(3, 4, n, 6, dtype=dtype) for n in (1, 7, 7))
+        mask = torch.arange(7) < torch.tensor([1, 7, 4])[:, None, None, None]
+        for function, *given in (
+            (linear, x, weight), (linear, x, weight, bias), (attention, q, k, v, mask),
+            (linear, random(2, 1, 9, dtype=dtype), weight),  # as it is
+        ):
+            expected = function(*given)
+            with loop.OneToken():
+                found = function(*given)
+            assert found.dtype == dtype and found.shape == expected.shape
+            assert (found - expected).abs().max() < close
+
+
+def test_a_step_compiled_to_the_end_draws_the_same():
+    if why := cannot_compile("cpu"):
+        pytest.skip(why)
+    model = make_gpt("gpt2", layers=1).float()
+    expected = generate(model, [[0, 5]], 3 * BLOCK, stop=None)
+    step = loop.compile_step(model)
+    assert generate(model, [[0, 5]], 3 * BLOCK, stop=None, step=step) == expected
+
+
 # Texts
 
 
@@ -370,6 +596,68 @@ def test_a_text_without_documents_has_no_end_to_draw():
 def test_an_unseen_character_of_a_prompt_is_named():
     with pytest.raises(ValueError, match="'q'.*'ž'"):
         sample.texts(make("gru"), TOKENIZER, "aqbž", 1, 5, True, **HOW)
+
+
+def pieces_of(text, *stops):
+    """What a Writer passes on of each character of a text, and at the end."""
+    writer = sample.Writer(TOKENIZER, stops)
+    return [writer.push(token) for token in TOKENIZER.encode(text)] + [writer.flush()]
+
+
+@pytest.mark.parametrize(
+    "text, stops, pieces",
+    [
+        ("abc", [], ["a", "b", "c", ""]),
+        ("abc", ["b"], ["a", "", "", ""]),
+        ("abcab", ["cab"], ["a", "b", "", "", "", ""]),
+        ("aabc", ["ab"], ["", "a", "", "", ""]),
+        ("abab", ["abc"], ["", "", "ab", "", "ab"]),  # it never came
+        ("aaaab", ["aab"], ["", "", "a", "a", "", ""]),
+        ("abcdef", ["cde", "bcdef"], ["a", "", "", "", "b", "", ""]),
+        ("abcdef", ["cdf", "d"], ["a", "b", "", "c", "", "", ""]),
+        ("a🙂👍b", ["🙂👍"], ["a", "", "", "", ""]),
+        ("a🙂b", ["🙂👍"], ["a", "", "🙂b", ""]),
+    ],
+)
+def test_a_text_ends_where_a_stop_string_would_stand(text, stops, pieces):
+    assert pieces_of(text, *stops) == pieces
+
+
+@pytest.mark.parametrize("stop", ["the mat", "t", " mat. 🙂", "🙂", "never", ".\nThe"])
+def test_stop_strings_end_texts_of_byte_pairs(stop):
+    text = "the cat sat on the mat. 🙂 And so 👍🏽.\nThe end"
+    for size in (260, 300):
+        tokenizer = data.BytePairTokenizer.train([50 * "the cat sat on the mat. "], size)
+        writer, pieces = sample.Writer(tokenizer, [stop]), []
+        for token in tokenizer.encode(text):
+            pieces.append(writer.push(token))
+            shown = "".join(pieces)
+            assert text.startswith(shown) and stop not in shown  # no half of an emoji
+        assert writer.stopped == (stop in text)
+        assert "".join(pieces) + writer.flush() == text.partition(stop)[0]
+
+
+def test_a_character_that_never_becomes_whole_is_no_obstacle():
+    tokenizer = data.BytePairTokenizer([])
+    writer = sample.Writer(tokenizer, ["b"])
+    tokens = tokenizer.encode("a🙂")
+    assert [writer.push(token) for token in tokens[:-1]] == ["a", "", "", ""]
+    assert writer.flush() == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("stops", [["a"], ["bc", "ff"], ["dc🙂"], ["e", "never"]])
+def test_samples_that_have_met_a_stop_string_cost_no_steps(stops):
+    model, counts = make("gru"), []
+    whole = sample.texts(model, TOKENIZER, "a", 8, 60, False, **HOW)
+    shapes = spy(model)
+    texts = sample.texts(model, TOKENIZER, "a", 8, 60, False, stops, counts, **HOW)
+    firsts = [min([60, *(t.find(s, 1) - 1 + len(s) for s in stops if s in t[1:])]) for t in whole]
+    assert counts == firsts  # tokens, which are characters here
+    for text, long in zip(texts, whole):
+        ends = [long.find(stop, 1) for stop in stops if stop in long[1:]]
+        assert text == long[:min(ends, default=len(long))]
+    going = [sum(count > step for count in counts) for step in range(max(counts))]
+    assert shapes == [(8, 1)] + [(rows, 1) for rows in going[1:]]
 
 
 def test_the_report_marks_what_is_known():
@@ -534,6 +822,9 @@ def test_what_cannot_work_is_refused(flag, home, refusal):
         (["--temprature=1"], "Did you mean --temperature?"),
         (["--run=runs/lstm-words", "--model=lstm"], "--model"),
         (["--device=gpu"], "cpu"),
+        (["--stop="], "--stop"),
+        (["--dtype=bfloat16"], "--dtype"),
+        (["--dtype=float8"], "float16"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(flags, said, home, refusal):
@@ -567,7 +858,85 @@ def test_the_command_as_it_is_run(home):
     (text,) = sample.texts(model, tokenizer, "🙂", 1, 30, False, seed=4)
     assert done.stdout.decode("utf-8").rstrip() == text.rstrip()
     said = done.stderr.decode("utf-8")
-    assert "runs/transformer-passage" in said and said.count("\n") == 1
+    assert "runs/transformer-passage" in said and said.count("\n") == 2
+    assert re.search(r"\n30 tokens in \d+\.\d\d seconds: [\d,]+ tokens/s\n$", said)
+
+
+def test_the_command_ends_texts_where_it_is_told(home, command):
+    flags = ["--prompt=the", "--length=60", "--num=3"]
+    _, whole, _ = command(sample.main, *flags)
+    code, out, said = command(sample.main, *flags, "--stop=e", "--stop=a")
+    assert code == 0
+    texts, ends = (re.split(r"\n-+\n", told) for told in (whole, out))
+    for text, end in zip(texts, ends, strict=True):
+        assert end.rstrip("\n") == re.split("e|a", text[3:].rstrip("\n"))[0].join(["the", ""])
+    drawn = re.search(r"([\d,]+) tokens in", said)[1]
+    assert int(drawn) == sum(min(60, len(end.rstrip("\n")) - 3 + 1) for end in ends)
+
+
+def test_what_compiling_cannot_help_is_not_compiled(home, command):
+    _, expected, _ = command(sample.main, "--model=lstm", "--num=2")
+    code, out, said = command(sample.main, "--model=lstm", "--num=2", "--compile")
+    assert code == 0 and out == expected
+    assert "note: --compile" in said and "lstm" in said
+
+
+@pytest.fixture(scope="session")
+def gpt_run(start, passage, tmp_path_factory):
+    """The folder of a finished run of gpt on byte pairs. Not to be written to."""
+    run = tmp_path_factory.mktemp("runs") / "gpt-passage"
+    flags = ["--model=gpt", "--arch=gpt2", "--layers=1", "--heads=2", "--width=8", "--steps=4",
+             "--batch-size=4", "--eval-every=4", "--block-size=16", "--tokenizer=bpe",
+             "--vocab-size=300"]
+    start(*flags, f"--data={passage}", f"--out={run}")
+    return run
+
+
+def test_a_run_of_gpt_is_sampled_past_its_block(gpt_run, command):
+    flags = [f"--run={gpt_run}", "--length=70", "--prompt=" + 9 * "the mat 🙂 "]
+    code, out, said = command(sample.main, *flags)
+    assert code == 0 and "\n70 tokens in" in said
+    assert out.startswith(9 * "the mat 🙂 ") and len(out) > 100
+    assert command(sample.main, *flags)[1] == out
+    assert command(sample.main, *flags, "--seed=1")[1] != out
+
+
+def test_the_time_to_compile_is_told_apart(gpt_run, command, compilations, monkeypatch):
+    monkeypatch.setattr("nanogpt.machine.cannot_compile", lambda device: "")
+    flags = [f"--run={gpt_run}", "--length=40"]
+    _, expected, _ = command(sample.main, *flags)
+    code, out, said = command(sample.main, *flags, "--compile")
+    assert code == 0 and out == expected and len(compilations) == 1
+    assert re.search(r"\ncompiled in [\d.]+ seconds\n40 tokens in [\d.]+ seconds: ", said)
+
+
+def test_where_compiling_fails_the_command_goes_on(gpt_run, command, monkeypatch):
+    flags = [f"--run={gpt_run}", "--length=9"]
+    _, expected, _ = command(sample.main, *flags)
+
+    def failing(*args, **options):
+        raise RuntimeError("no compiler is like another\nat all")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    code, out, said = command(sample.main, *flags, "--compile")
+    assert code == 0 and out == expected  # which the trial found out
+    assert "Not compiled: " in said and "no compiler is like another" in said
+    monkeypatch.setattr("nanogpt.machine.cannot_compile", lambda device: "")
+    code, out, said = command(sample.main, *flags, "--compile")
+    assert code == 0 and out == expected  # or the warm-up
+    assert "Not compiled: no compiler is like another; going on without." in said
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_may_be_of_half_the_size(dtype, gpt_run, command, monkeypatch):
+    code, out, _ = command(sample.main, f"--run={gpt_run}", "--length=40", f"--dtype={dtype}")
+    assert code == 0 and len(out) > 40
+    model = make_gpt("modern").float()
+    args = sample.make_parser().parse_args([f"--dtype={dtype}", "--device=cpu"])
+    sample.place(model, {"model": "gpt"}, args)
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert model.speeds.dtype == torch.float32  # far positions would be blurred
+    assert len(generate(model, PROMPTS, 30, stop=None)[-1]) == 30
 
 
 def test_chances_are_those_of_their_seed_and_sample():
