@@ -1,16 +1,27 @@
-"""Sampling names from the transformer: characters per second, ours beside makemore's.
+"""Sampling: characters and tokens per second, ours beside makemore's and nanoGPT's.
 
     python -m benchmarks.sampling --makemore CLONE
+    python -m benchmarks.sampling --nanogpt CLONE [--sizes nano baby gpt2] [--transformers]
 
-The names and the split are makemore's, as in benchmarks.ladder. Both models have their default
-sizes and are first trained for 500 steps, so that they write names of natural length. Then they
-take turns, round by round, in one process: batches of 1 and of 100 names, with the generate() that
-each project's own command line uses. Characters are those delivered, the end of a name counted as
-one; makemore draws a fixed number for every name and throws away what follows its end. "drawn"
-counts those too: it is the speed of the step alone, with ours not stopping at the end either.
+With makemore: names from the transformer. The names and the split are makemore's, as in
+benchmarks.ladder. Both models have their default sizes and are first trained for 500 steps, so that
+they write names of natural length. Then they take turns, round by round, in one process: batches of
+1 and of 100 names, with the generate() that each project's own command line uses. Characters are
+those delivered, the end of a name counted as one; makemore draws a fixed number for every name and
+throws away what follows its end. "drawn" counts those too: it is the speed of the step alone, with
+ours not stopping at the end either.
+
+With nanoGPT: one text of 500 tokens by models of the same size with weights at random, in turn in
+one process. nanoGPT computes all of its block anew for every token, so the later tokens cost it
+more; where --peer-tokens has it draw fewer, they are those in the middle of the 500, after a prompt
+of as many as came before. Ours are the same network (--arch=gpt2) or that of --arch=modern, as it
+is and compiled, where the time until the second token is told apart. transformers has its own cache
+and more positions than the block where the text is longer.
 """
 
 import datetime
+import json
+import os
 import statistics
 import sys
 import tempfile
@@ -22,13 +33,18 @@ from pathlib import Path
 import torch
 
 import data
-from benchmarks import makemore_peer
+from benchmarks import makemore_peer, nanogpt_peer
 from benchmarks.ladder import ROOT, makemore_split, timed
 from data import cli, runs
+from nanogpt.generate import compile_step
+from nanogpt.gpt import ARCHS, GPT, SIZES
+from nanogpt.machine import DTYPES
 from sample import generate, load_run
 
 LENGTH = 15  # what makemore draws for a name: the longest of its names
 NAMES = 200  # a round
+VOCABULARY = {"gpt2": 50304}  # of Shakespeare's characters else, as in nanoGPT
+CHARACTERS = 65
 
 
 def our_round(model, batch: int, stop: int | None, seed: int) -> int:
@@ -54,25 +70,18 @@ def their_round(names: dict, model, batch: int, stop: int | None, seed: int) -> 
 
 
 def turns(jobs: list[Callable[[int], int]], rounds: int) -> list[list[float]]:
-    """Characters per second of each job in each round, after one round that does not count."""
+    """What each job returns a second in each round, after one round that does not count."""
     speeds: list[list[float]] = [[] for _ in jobs]
     for round in range(rounds + 1):
         for speed, job in zip(speeds, jobs):
             began = time.perf_counter()
-            characters = job(round)
-            speed.append(characters / (time.perf_counter() - began))
+            count = job(round)
+            speed.append(count / (time.perf_counter() - began))
     return [speed[1:] for speed in speeds]
 
 
-def main() -> None:
-    parser = cli.Parser(prog="python -m benchmarks.sampling", description=__doc__.split("\n")[0])
-    parser.add_argument("--makemore", type=Path, required=True, metavar="CLONE", help="a clone")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sampling.json",
-                        metavar="FILE", help="default benchmarks/results/sampling.json")
-    args = parser.parse_args()
-    clone = args.makemore.resolve()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+def beside_makemore(clone: Path, rounds: int) -> list[dict]:
+    """The rows of names; a row for each way to count and each size of a batch."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = makemore_split(Path(scratch, "usnames_makemore"))
         options = ["--steps=500", "--device=cpu", "--lines", f"--out={scratch}/ours"]
@@ -89,7 +98,7 @@ def main() -> None:
                 partial(our_round, model, batch, stop),
                 partial(their_round, names, peer, batch, stop),
             ]
-            ours, theirs = turns(jobs, args.rounds)
+            ours, theirs = turns(jobs, rounds)
             rows.append({
                 "characters": what,
                 "batch": batch,
@@ -102,8 +111,135 @@ def main() -> None:
     for row in rows:
         speeds = f"{row['ours_per_second']:,.0f} | {row['makemore_per_second']:,.0f}"
         print(f"| {row['characters']} | {row['batch']} | {speeds} | {row['ratio']:.1f} |")
-    today = datetime.date.today().isoformat()
-    runs.write_json(args.out, {"date": today, "environment": runs.environment(), "rows": rows})
+    return rows
+
+
+def text_of(model: GPT, tokens: int, step: Callable | None, seed: int) -> int:
+    """Draw a text of so many tokens; their number."""
+    return sum(1 for _ in generate(model, [[data.END]], tokens, seed=seed, stop=None, step=step))
+
+
+def ours(size: str, arch: str, dtype: str, compiled: bool, tokens: int) -> tuple[dict, Callable]:
+    """What a model of ours is, and its job."""
+    sizes = dict(SIZES[size])
+    vocab_size = VOCABULARY.get(size, CHARACTERS)
+    model = GPT(vocab_size, sizes.pop("block_size"), **sizes, **ARCHS[arch]).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    step, what = compile_step(model) if compiled else None, {}
+    if step:
+        began = time.perf_counter()
+        drawn = generate(model, [[data.END]], tokens, stop=None, step=step)
+        next(drawn), next(drawn)
+        what["warm_up_seconds"] = time.perf_counter() - began
+    what = {"model": "rungs", "arch": arch, "dtype": dtype, "compiled": compiled} | what
+    return what, partial(text_of, model, tokens, step)
+
+
+def nanogpt(clone: Path, size: str, tokens: int, few: int) -> tuple[dict, Callable]:
+    """nanoGPT's model of that size and its job, which may draw a few tokens of the middle."""
+    model = nanogpt_peer.load(clone, VOCABULARY.get(size, CHARACTERS), **SIZES[size])
+    few = min(few or tokens, tokens)
+    prompt = 1 + (tokens - few) // 2
+
+    def job(seed: int) -> int:
+        torch.manual_seed(seed)
+        nanogpt_peer.draw(model, prompt, few)
+        return few
+
+    what = {"model": "nanoGPT", "arch": "gpt2", "dtype": "float32", "compiled": False}
+    return what | ({"tokens_drawn": few, "after": prompt} if few < tokens else {}), job
+
+
+def transformers(size: str, tokens: int) -> tuple[dict, Callable]:
+    """transformers' GPT-2 of that size, with its cache, and its job."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # only who asks for it needs it
+
+    sizes = SIZES[size]
+    config = GPT2Config(
+        vocab_size=VOCABULARY.get(size, CHARACTERS), n_layer=sizes["layers"],
+        n_head=sizes["heads"], n_embd=sizes["width"], eos_token_id=None, pad_token_id=1,
+        bos_token_id=0, n_positions=max(sizes["block_size"], tokens + 1),
+    )
+    model = GPT2LMHeadModel(config).eval()
+
+    def job(seed: int) -> int:
+        torch.manual_seed(seed)
+        begin = torch.zeros(1, 1, dtype=torch.long)
+        with torch.inference_mode():
+            drawn = model.generate(begin, attention_mask=torch.ones_like(begin), do_sample=True,
+                                   max_new_tokens=tokens, top_k=0)
+        return drawn.shape[1] - 1
+
+    return {"model": "transformers", "arch": "gpt2", "dtype": "float32", "compiled": False}, job
+
+
+def beside_nanogpt(size: str, args) -> list[dict]:
+    """The rows of one size; nanoGPT's first."""
+    pairs = [nanogpt(args.nanogpt, size, args.tokens, args.peer_tokens)]
+    if args.transformers:
+        pairs.append(transformers(size, args.tokens))
+    for arch in args.archs:
+        for compiled in (False, True):
+            pairs += [ours(size, arch, dtype, compiled, args.tokens) for dtype in args.dtypes]
+    speeds = turns([job for _, job in pairs], args.rounds or 3)
+    return [
+        {
+            "size": size, "tokens": args.tokens, **what,
+            "per_second": statistics.median(speed),
+            "ratio": statistics.median(a / b for a, b in zip(speed, speeds[0])),
+        }
+        for (what, _), speed in zip(pairs, speeds)
+    ]
+
+
+def print_sizes(rows: list[dict]) -> None:
+    print("| size | model | tokens a second | times nanoGPT | warm-up, seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        name = f"{row['model']}, {row['arch']}, {row['dtype']}" + ", compiled" * row["compiled"]
+        if "tokens_drawn" in row:
+            name += f" ({row['tokens_drawn']} tokens, after {row['after']})"
+        warm = f"{row['warm_up_seconds']:.1f}" if "warm_up_seconds" in row else ""
+        speed = f"{row['per_second']:,.1f} | {row['ratio']:.2f}"
+        print(f"| {row['size']} | {name} | {speed} | {warm} |")
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m benchmarks.sampling", description=__doc__.split("\n")[0])
+    parser.add_argument("--makemore", type=Path, metavar="CLONE", help="a clone of makemore")
+    parser.add_argument("--nanogpt", type=Path, metavar="CLONE", help="a clone of nanoGPT")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 5, with nanoGPT 3")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["nano", "baby", "gpt2"],
+                        help="default nano baby gpt2")
+    parser.add_argument("--archs", nargs="+", choices=ARCHS, default=["gpt2"],
+                        help="of ours (default gpt2: the same network)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"],
+                        help="of our weights (default float32)")
+    parser.add_argument("--tokens", type=int, default=500, metavar="N", help="default 500")
+    parser.add_argument("--peer-tokens", type=int, metavar="N",
+                        help="how many of them nanoGPT draws, where all take long (default all)")
+    parser.add_argument("--transformers", action="store_true", help="beside transformers, too")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sampling.json",
+                        metavar="FILE", help="default benchmarks/results/sampling.json")
+    args = parser.parse_args()
+    if not args.makemore and not args.nanogpt:
+        parser.error("--makemore or --nanogpt must say where a clone is")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
+    results = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
+    if args.makemore:  # each with its own date, for they need not be of one day
+        results |= about | {"rows": beside_makemore(args.makemore.resolve(), args.rounds or 5)}
+    if args.nanogpt:
+        args.nanogpt = args.nanogpt.resolve()
+        with tempfile.TemporaryDirectory() as scratch:  # so that nothing is compiled already
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
+            rows = [row for size in args.sizes for row in beside_nanogpt(size, args)]
+        print_sizes(rows)
+        before = results.get("nanogpt", {}).get("rows", [])
+        kept = [row for row in before if row["size"] not in args.sizes]
+        results["nanogpt"] = about | {"rows": kept + rows}
+    runs.write_json(args.out, results)
 
 
 if __name__ == "__main__":

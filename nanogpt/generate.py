@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 import data
 from makemore.model import LanguageModel
 
-from .gpt import Cache
+from .cache import Cache
 
 READ = 512  # tokens of a prompt that are read at a time: all at once would need its square
 LARGE = 4096  # a vocabulary of which first the SHORT likeliest tokens are looked at

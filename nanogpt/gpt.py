@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from makemore.model import IGNORED, LanguageModel, State, document_positions
 from makemore.transformer import mask_of, rotary_frequencies, rotate
 
+from .cache import Cache
+
 ARCHS = {
     "modern": dict(
         position="rotary", norm="rms", mlp="relu2", qk_norm=True, tied=False, bias=False,
@@ -62,44 +64,6 @@ class View:
     mask: Tensor | None
     slot: Tensor | None = None
     filled: int = 0
-
-
-@dataclass
-class Cache(State):
-    """A State that `forward` writes in place, one token of each row at a time: for a sampler.
-
-    memories: rings of keys and values (B, kv_heads, room, D) of each layer: token number n of those
-    that came stands at place n % room. used: how many came; or a tensor () of it, for a step that
-    is compiled once for all numbers, and so looks at every place. plain: all rows have seen all
-    that is there. endless: there is room for all that a position sees.
-    """
-
-    used: int | Tensor = 0
-    plain: bool = False
-    endless: bool = False
-
-    @property
-    def room(self) -> int:
-        return self.memories[0][0].shape[2]
-
-    @property
-    def full(self) -> bool:
-        return not self.endless and self.used == self.room
-
-    def rows(self, index: Tensor) -> "Cache":
-        return replace(self, **vars(super().rows(index)))
-
-    def put(self, rows: Tensor, state: State | None) -> None:
-        """These rows (N,) go on from a state of N rows instead, or from nothing: in place."""
-        self.plain = False  # the other rows have seen more, or less
-        self.position[rows] = 0 if state is None else state.position
-        if state is None:
-            return
-        kept = state.memories[0][0].shape[2]
-        places = (self.used - kept + torch.arange(kept, device=rows.device)) % self.room
-        for rings, memory in zip(self.memories, state.memories):
-            for ring, tensor in zip(rings, memory):
-                ring[rows[:, None], :, places] = tensor.transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -332,22 +296,8 @@ class GPT(LanguageModel):
         return total / (targets != IGNORED).sum()
 
     def preallocate(self, state: State, length: int, plain: bool = False) -> Cache:
-        """The state as a Cache with room for `length` tokens more, and without end if a position
-        sees no more. plain: as in Cache."""
-        S = state.memories[0][0].shape[2]
-        used = state.used if isinstance(state, Cache) else S
-        kept = min(used, self.reach - 1)
-        places = torch.arange(used - kept, used, device=state.position.device) % S
-        room = min(self.reach, kept + length)
-        memories = []
-        for memory in state.memories:
-            B, H, _, D = memory[0].shape
-            rings = tuple(tensor.new_zeros(B, H, room, D) for tensor in memory)
-            for ring, tensor in zip(rings, memory):
-                ring[:, :, :kept] = tensor[:, :, places]
-            memories.append(rings)
-        endless = room == self.reach
-        return Cache(state.position.clone(), state.segment, memories, kept, plain, endless)
+        """The state as a Cache with room for `length` tokens more. plain: as in Cache."""
+        return Cache.of(state, self.reach, length, plain)
 
 
 def full(x: Tensor) -> Tensor:

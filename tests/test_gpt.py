@@ -22,8 +22,9 @@ from data.cli import flag
 from makemore.model import IGNORED
 from makemore.transformer import rotary_frequencies
 from nanogpt import gpt
+from nanogpt.cache import Cache
 from nanogpt.evaluate import mean_loss
-from nanogpt.gpt import ARCHS, CHOICES, SIZES, Cache
+from nanogpt.gpt import ARCHS, CHOICES, SIZES
 from nanogpt.machine import choose
 from nanogpt.optim import make_optimizers
 from nanogpt.recipes import RECIPES
