@@ -386,8 +386,9 @@ def test_what_is_drawn_is_drawn_by_definition(piece, stop):
 def test_any_block_will_do(piece, block):
     model = make_gpt(piece, block)
     assert model.limit == (None if piece == "modern" else block)
-    expected = [by_definition(model, p, i, 40, None) for i, p in enumerate(PROMPTS)]
-    assert generate(model, PROMPTS, 40, stop=None) == expected
+    for prompts in (PROMPTS, [[0], [5], [6]]):
+        expected = [by_definition(model, p, i, 40, None) for i, p in enumerate(prompts)]
+        assert generate(model, prompts, 40, stop=None) == expected
 
 
 @each_piece
