@@ -140,13 +140,14 @@ def test_a_large_vocabulary_is_drawn_from_as_a_small_one(how, monkeypatch):
         logits[20:] = (2 * logits[20:]).round() / 2  # many are as likely as the last that is kept
         logits[:, ::7] = -math.inf
         chance = torch.rand(40, generator=generator, dtype=torch.float64)
-        drawn = []
-        for large in (300, 10):  # all are sorted, or only those that may be kept
-            monkeypatch.setattr(loop, "LARGE", large)
-            monkeypatch.setattr(loop, "SHORT", 30)
-            how = dict(temperature=0.9, top_k=0, top_p=1.0) | how
-            drawn.append(sample.draw(logits, chance, **how))
-        assert torch.equal(*drawn)
+        how = dict(temperature=0.9, top_k=0, top_p=1.0) | how
+        expected = sample.draw(logits, chance, **how)
+        monkeypatch.setattr(loop, "SHORT", 30)
+        monkeypatch.setattr(loop, "LARGE", 10)  # so that only those are sorted that may be kept
+        assert torch.equal(sample.draw(logits, chance, **how), expected)
+        alone = [sample.draw(logits[[i]], chance[[i]], **how) for i in range(40)]
+        assert torch.equal(torch.cat(alone), expected)
+        monkeypatch.undo()
 
 
 def test_every_row_is_drawn_by_itself():
