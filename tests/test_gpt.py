@@ -51,7 +51,7 @@ PIECES = {
     "no zero_init": dict(zero_init=False),
     "several": dict(kv_heads=2, window=3, score_cap=2.0, bias=True, tied=True, mlp="swiglu"),
 }
-CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "training_seconds", "tokens_per_second", "mfu", "memory", "memory_expected"}
 
 each_piece = pytest.mark.parametrize("piece", PIECES)
 
