@@ -164,17 +164,20 @@ def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
 def count(config: Config, vocab_size: int) -> int:
     """The parameters of the model, of which none is made. ValueError as `estimate`."""
     layers = config.sizes.get("layers", 1)
-    few = []
-    try:
+
+    def counted(**few) -> int:
         with FakeTensorMode():
-            for number in range(1, min(layers, 2) + 1):  # each layer has as many
-                part = {"layers": number} if "layers" in config.sizes else {}
-                model = shapes_of(config, vocab_size, config.sizes | part)
-                few.append(sum(p.numel() for p in model.parameters()))
+            model = shapes_of(config, vocab_size, config.sizes | few)
+        return sum(p.numel() for p in model.parameters())
+
+    try:
+        if layers <= 2:
+            return counted()
+        one, two = counted(layers=1), counted(layers=2)
+        return one + (layers - 1) * (two - one)  # each layer has as many
     except (RuntimeError, TypeError):  # a number of bytes that has no 64 bits
         raise ValueError("a model of these sizes has more weights than any machine can hold; "
                          "lower --width or --block-size.") from None
-    return few[0] + (layers - 1) * (few[-1] - few[0])
 
 
 def total(machine: Machine) -> int:
