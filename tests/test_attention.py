@@ -24,6 +24,7 @@ from kernels.attention import head as head_of  # noqa: E402
 from kernels.decode import decode  # noqa: E402
 from kernels.operator import fused, fused_backward, split  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("interpreter")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = (16, 16)  # blocks that small tensors cross often
