@@ -26,6 +26,7 @@ from data import cli, runs
 from data.cli import flag
 from makemore.model import IGNORED
 from makemore.without_torch.schedules import SCHEDULES
+from nanogpt import attention
 from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
@@ -448,6 +449,8 @@ def carry_out(
         print(f"note: {note}")
     model.to(machine.device)
     model.checkpointing = config.checkpointing
+    if config.model in attention.STAGES:
+        attention.use(model, attention.choose(config.attention, machine))
     processes = replace(processes, shard=config.shard and processes.world > 1)
     shard(model, processes)
     groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from data.batches import EVALUATED
 
-from . import build, sizes
+from . import attention, build, sizes
 from .machine import Machine
 from .optim import OPTIMIZERS, make_optimizers
 from .processes import Processes
@@ -158,7 +158,10 @@ def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
     """A model of these sizes; that of PyTorch for one in NumPy, whose weights have its shapes."""
     known = sizes(config.model)
     given = {name: value for name, value in given.items() if name in known}
-    return build(config.model, vocab_size, config.block_size, **given)
+    model = build(config.model, vocab_size, config.block_size, **given)
+    if config.model in attention.STAGES and config.attention != "triton":
+        attention.use(model, config.attention.replace("auto", "sdpa"))
+    return model
 
 
 def count(config: Config, vocab_size: int) -> int:
