@@ -20,13 +20,9 @@ that: 2 C tokens in bfloat16, C in float32. It does not depend on the number of 
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("kernels needs Triton: pip install triton (Linux, NVIDIA or AMD).") from error
 
 IGNORED = -1  # a target that does not count, as in padding
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,21 +93,6 @@ def launch(V: int) -> dict:
     """How `replace_logits` is launched: a block of the row, and its warps."""
     block = min(triton.next_power_of_2(V), 4096)
     return {"BLOCK": block, "num_warps": max(1, min(8, block // 256))}
-
-
-def sources(dtype: str = "bf16", V: int = 50304) -> list[dict]:
-    """What kernels.compile compiles: the forward alone, and with the gradient, capped."""
-    types = {"logits": f"*{dtype}", "targets": "*i64", "losses": "*fp32", "V": "i32",
-             "stride": "i32", "cap": "fp32"}
-    options = launch(V)
-    return [
-        {
-            "name": f"cross_entropy {what}", "kernel": replace_logits, "types": types,
-            "constants": {"CAPPED": True, "GRADIENT": gradient, "BLOCK": options["BLOCK"]},
-            "num_warps": options["num_warps"],
-        }
-        for what, gradient in (("loss", False), ("loss and gradient", True))
-    ]
 
 
 def linear_cross_entropy(

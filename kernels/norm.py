@@ -14,13 +14,9 @@ added last: the same bits every time, which atomic additions would not give.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("kernels needs Triton: pip install triton (Linux, NVIDIA or AMD).") from error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 16384  # features: a row is held whole by one program
@@ -87,24 +83,6 @@ def launch(C: int) -> dict:
     block = triton.next_power_of_2(C)
     rows = max(1, min(16, 1024 // block))
     return {"ROWS": rows, "BLOCK": block, "num_warps": max(1, min(16, rows * block // 512))}
-
-
-def sources(dtype: str = "bf16", C: int = 1024) -> list[dict]:
-    """What kernels.compile compiles: both passes of the sum and its norm."""
-    options = launch(C)
-    warps = options.pop("num_warps")
-    forward = dict.fromkeys(("x", "y", "weight", "total", "normed"), f"*{dtype}")
-    forward |= {"rates": "*fp32", "N": "i32", "C": "i32", "eps": "fp32"}
-    backward = {"total": f"*{dtype}", "weight": f"*{dtype}", "rates": "*fp32"}
-    backward |= dict.fromkeys(("by_total", "by_normed", "gradient"), f"*{dtype}")
-    backward |= {"partial": "*fp32", "N": "i32", "C": "i32", "steps": "i32"}
-    return [
-        {"name": f"norm {what}", "kernel": kernel, "types": types,
-         "constants": {"ADDED": True, **options}, "num_warps": warps}
-        for what, kernel, types in (
-            ("forward", norm_forward, forward), ("backward", norm_backward, backward)
-        )
-    ]
 
 
 def add_rms_norm(

@@ -13,13 +13,9 @@ turns all heads of a few positions, so that a sine is computed once.
 import math
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("kernels needs Triton: pip install triton (Linux, NVIDIA or AMD).") from error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 1024  # features of a head
@@ -66,17 +62,6 @@ def launch(D: int) -> dict:
 def exponent(D: int, base: float) -> float:
     """By what power of 2 each pair of features turns slower than the one before."""
     return math.log2(base) / (D // 2)
-
-
-def sources(dtype: str = "bf16", D: int = 64) -> list[dict]:
-    """What kernels.compile compiles; backward is the same with another sign."""
-    options = launch(D)
-    warps = options.pop("num_warps")
-    types = {"x": f"*{dtype}", "positions": "*i64", "y": f"*{dtype}"}
-    names = "heads T half x_b x_h x_t x_d y_b y_h y_t y_d p_b p_t".split()
-    types |= dict.fromkeys(names, "i32")
-    return [{"name": "rotary", "kernel": turn, "types": types, "num_warps": warps,
-             "constants": {"EXPONENT": exponent(D, 10000.0), "BACK": False, **options}}]
 
 
 def rotary(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:

@@ -1,0 +1,234 @@
+"""The kernels compiled ahead of time, for chips that are not here, and what became of them.
+
+    python -m kernels.compile [--targets sm_80 sm_90 sm_100 gfx942] [--widths 64 128] [--all]
+
+Triton's compiler needs no GPU, only the name of one. So whether a kernel fits its chip can be known
+on a laptop: that it compiles at all, takes no more shared memory than there is, keeps its numbers
+in registers, and multiplies on the matrix units. One row for each kernel and chip:
+
+    registers   of a thread (on AMD's chips: vector registers, of a lane)
+    shared      KiB of memory shared by a program's threads, and of how many
+    spills      values that found no register: on NVIDIA's chips loads and stores of local memory in
+                the code, on AMD's the compiler's own count
+    matrix      the instruction that the products became, "-" where there is none
+
+Nothing is described twice: the functions that launch kernels are called as always, on tensors of
+the CPU, and a launch compiles instead of running. The results mean nothing and are thrown away.
+
+By default the configuration that a launch takes first, bfloat16, causal. --all: every configuration
+and dtype, causal or not, widths to 256. Exit code 1: a default configuration of widths 64 or 128,
+in bfloat16 or float16, spills or does not fit.
+"""
+
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+
+from data import cli
+
+from . import attention, cross_entropy, norm, rotary
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),  # A100
+    "sm_90": GPUTarget("cuda", 90, 32),  # H100, H200
+    "sm_100": GPUTarget("cuda", 100, 32),  # B200
+    "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
+}
+SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB that a program may have
+DTYPES = ("bfloat16", "float16", "float32")
+WIDTHS = (64, 128)  # those that must fit
+INSTRUCTIONS = {  # the first that is found
+    "ptx": {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"},
+    "amdgcn": {"v_mfma": "mfma"},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile. config: its launch configuration, by number, 0 the default."""
+
+    kernel: str
+    target: str
+    width: int
+    dtype: str
+    causal: bool = True
+    config: int = 0
+
+    @property
+    def required(self) -> bool:
+        """Whether it must fit."""
+        return self.config == 0 and self.width in WIDTHS and self.dtype != "float32"
+
+
+class Offline:
+    """What Triton asks of a driver to compile for a GPU that is not here."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # by which a kernel keeps what it has compiled
+
+    def get_current_stream(self, device) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(target: GPUTarget, wanted: str) -> Iterator[list]:
+    """Inside, launches of the kernel of that name compile it into the list, and none runs."""
+    made: list = []
+
+    def launch(kernel, grid):
+        if kernel.__name__ != wanted:
+            return lambda *arguments, **options: None
+        return lambda *arguments, **options: made.append(
+            kernel.warmup(*arguments, grid=(1,), **options)
+        )
+
+    before = triton.JITFunction.__getitem__
+    triton.runtime.driver.set_active(Offline(target))
+    triton.JITFunction.__getitem__ = launch
+    try:
+        yield made
+    finally:
+        triton.JITFunction.__getitem__ = before
+        triton.runtime.driver.set_active(None)  # the next use looks for a GPU
+
+
+def attend(job: Job) -> None:
+    """Attention on one head, in the configuration of the job."""
+    name = job.kernel.removeprefix("attention ")
+    config = configurations(job)[job.config]
+    # in memory (B, T, H, D), as a projection leaves it
+    q, k, v, do = torch.zeros(4, 1, 64, 2, job.width, dtype=getattr(torch, job.dtype)).transpose(2, 3)
+    rest = None, None, None, job.causal, job.width**-0.5, None, None, 0.0, tuple(config.values())
+    if name == "forward":
+        attention.forward(q, k, v, *rest)
+    else:
+        lse = torch.zeros(q.shape[:3])
+        attention.backward(do, q, k, v, torch.zeros_like(q), lse, *rest)
+
+
+def configurations(job: Job) -> list[dict]:
+    """The launch configurations of a kernel; a small one has one that its sizes decide."""
+    where, _, name = job.kernel.partition(" ")
+    if where != "attention":
+        return [{}]
+    arch = TARGETS[job.target].arch
+    capability = divmod(arch, 10) if isinstance(arch, int) else None
+    return attention.configurations(job.width, getattr(torch, job.dtype), capability)[name]
+
+
+def lose(job: Job) -> None:
+    """The head and the loss over GPT-2's vocabulary, capped."""
+    x, weight = (torch.zeros(n, 16, dtype=getattr(torch, job.dtype)) for n in (2, 50304))
+    x.requires_grad_(job.kernel.endswith("gradient"))
+    cross_entropy.linear_cross_entropy(x, weight, torch.zeros(2, dtype=torch.int64), cap=15.0)
+
+
+def normalise(job: Job) -> None:
+    """Both passes of the norm, over as many features as 16 heads have."""
+    x, y = torch.zeros(2, 4, 16 * job.width, dtype=getattr(torch, job.dtype), requires_grad=True)
+    weight = torch.zeros_like(x[0], requires_grad=True)
+    sum(norm.add_rms_norm(x, y, weight)).sum().backward()
+
+
+def rotate(job: Job) -> None:
+    x = torch.zeros(1, 8, 2, job.width, dtype=getattr(torch, job.dtype)).transpose(1, 2)
+    rotary.rotary(x, torch.arange(8)[None])
+
+
+# what launches each kernel, and its name in the code
+KERNELS: dict[str, tuple[Callable[[Job], None], str]] = {
+    **{f"attention {name}": (attend, kernel.__name__)
+       for name, kernel in attention.KERNELS.items()},
+    "loss": (lose, "replace_logits"),
+    "loss, gradient": (lose, "replace_logits"),
+    "norm forward": (normalise, "norm_forward"),
+    "norm backward": (normalise, "norm_backward"),
+    "rotary": (rotate, "turn"),
+}
+
+
+def run(job: Job) -> dict:
+    """Compile one: a row of the table. An "error" in it says why there is nothing else."""
+    act, wanted = KERNELS[job.kernel]
+    about = vars(job) | {"blocks": "x".join(str(v) for k, v in configurations(job)[job.config].items()
+                                            if k.startswith("BLOCK"))}
+    try:
+        with compiling(TARGETS[job.target], wanted) as made:
+            act(job)
+    except Exception as error:  # whatever the compiler throws is what this table is to show
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        return about | {"error": f"{type(error).__name__}: {reason}"[:200]}
+    [kernel] = made
+    text = "ptx" if "ptx" in kernel.asm else "amdgcn"
+    found = (name for part, name in INSTRUCTIONS[text].items() if part in kernel.asm[text])
+    return about | {
+        "warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages,
+        "shared": kernel.metadata.shared, "matrix": next(found, "-"),
+    } | (nvidia(kernel.asm["cubin"]) if text == "ptx" else amd(kernel.asm[text]))
+
+
+def nvidia(cubin: bytes) -> dict:
+    """Registers and spills, as the disassembler that comes with Triton tells them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"registers": int(re.search(r"REG:(\d+)", said)[1]),
+            "stack": int(re.search(r"STACK:(\d+)", said)[1]),
+            "spills": len(re.findall(r"\b(?:STL|LDL)\b", said))}
+
+
+def amd(assembly: str) -> dict:
+    """The same of AMD's assembly, which ends with them."""
+    def count(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+
+    return {"registers": count("vgpr_count"), "stack": count("private_segment_fixed_size"),
+            "spills": count("vgpr_spill_count") + count("sgpr_spill_count")}
+
+
+def faults(row: dict) -> str:
+    """What is wrong with a row, or nothing."""
+    if "error" in row:
+        return f"does not compile ({row['error']})"
+    wrong = []
+    if row["spills"]:
+        wrong.append(f"spills ({row['spills']})")
+    if row["shared"] > SHARED[row["target"]] * 1024:
+        wrong.append(f"takes {row['shared'] / 1024:.0f} KiB of shared memory, of "
+                     f"{SHARED[row['target']]}")
+    return " and ".join(wrong)
+
+
+def jobs(targets: list[str], widths: list[int], everything: bool) -> list[Job]:
+    """What to compile, in the order of the table."""
+    found = []
+    for kernel in KERNELS:
+        ours = kernel.startswith("attention")
+        for target in targets:
+            for width in widths if ours or kernel != "loss" else widths[:1]:
+                for dtype in DTYPES if everything else DTYPES[:1]:
+                    for causal in (True, False) if everything and ours else (True,):
+                        job = Job(kernel, target, width, dtype, causal)
+                        count = len(configurations(job)) if everything else 1
+                        found += [Job(*list(vars(job).values())[:5], i) for i in range(count)]
+    return found
