@@ -8,8 +8,8 @@ in registers, and multiplies on the matrix units. One row for each kernel and ch
 
     registers   of a thread (on AMD's chips: vector registers, of a lane)
     shared      KiB of memory shared by a program's threads, and of how many
-    spills      values that found no register: on NVIDIA's chips loads and stores of local memory in
-                the code, on AMD's the compiler's own count
+    spills      values that found no register: loads and stores of local memory in NVIDIA's code, in
+                AMD's the compiler's count of vector registers (scalar ones go to vector registers)
     matrix      the instruction that the products became, "-" where there is none
 
 Nothing is described twice: the functions that launch kernels are called as always, on tensors of
@@ -20,7 +20,10 @@ and dtype, causal or not, widths to 256. Exit code 1: a default configuration of
 in bfloat16 or float16, spills or does not fit.
 """
 
+import datetime
+import itertools
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -28,17 +31,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 
-from data import cli
+from data import cli, runs
 
-from . import attention, cross_entropy, norm, rotary
+from . import cross_entropy, norm, rotary
+from .attention import KERNELS as ATTENTION  # kernels.attention is the function
+from .attention import backward, forward
+from .attention import configurations as attention_configurations
+from .decode import decode
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -110,18 +118,27 @@ def compiling(target: GPUTarget, wanted: str) -> Iterator[list]:
         triton.runtime.driver.set_active(None)  # the next use looks for a GPU
 
 
+def tensors(job: Job, count: int) -> tuple[Tensor, ...]:
+    """Such as attention takes (1, 2, 512, D), in memory (B, T, H, D) as a projection leaves them."""
+    dtype = getattr(torch, job.dtype)
+    return torch.zeros(count, 1, 512, 2, job.width, dtype=dtype).transpose(2, 3).unbind()
+
+
 def attend(job: Job) -> None:
-    """Attention on one head, in the configuration of the job."""
-    name = job.kernel.removeprefix("attention ")
-    config = configurations(job)[job.config]
-    # in memory (B, T, H, D), as a projection leaves it
-    q, k, v, do = torch.zeros(4, 1, 64, 2, job.width, dtype=getattr(torch, job.dtype)).transpose(2, 3)
-    rest = None, None, None, job.causal, job.width**-0.5, None, None, 0.0, tuple(config.values())
-    if name == "forward":
-        attention.forward(q, k, v, *rest)
+    """One of the passes of attention, in the configuration of the job."""
+    q, k, v, out, do = tensors(job, 5)
+    blocks = tuple(configurations(job)[job.config].values())
+    rest = None, None, None, job.causal, job.width**-0.5, None, None, 0.0, blocks
+    if job.kernel == "attention forward":
+        forward(q, k, v, *rest)
     else:
-        lse = torch.zeros(q.shape[:3])
-        attention.backward(do, q, k, v, torch.zeros_like(q), lse, *rest)
+        backward(do, q, k, v, out, torch.zeros(q.shape[:3]), *rest)
+
+
+def step(job: Job) -> None:
+    """Attention of one query to the keys of a cache."""
+    q, k, v = tensors(job, 3)
+    decode(q[:, :, :1], k, v, None, None, job.causal, job.width**-0.5, None, None)
 
 
 def configurations(job: Job) -> list[dict]:
@@ -131,7 +148,7 @@ def configurations(job: Job) -> list[dict]:
         return [{}]
     arch = TARGETS[job.target].arch
     capability = divmod(arch, 10) if isinstance(arch, int) else None
-    return attention.configurations(job.width, getattr(torch, job.dtype), capability)[name]
+    return attention_configurations(job.width, getattr(torch, job.dtype), capability)[name]
 
 
 def lose(job: Job) -> None:
@@ -155,8 +172,9 @@ def rotate(job: Job) -> None:
 
 # what launches each kernel, and its name in the code
 KERNELS: dict[str, tuple[Callable[[Job], None], str]] = {
-    **{f"attention {name}": (attend, kernel.__name__)
-       for name, kernel in attention.KERNELS.items()},
+    **{f"attention {name}": (attend, kernel.__name__) for name, kernel in ATTENTION.items()},
+    "decode": (step, "split_kernel"),
+    "decode, combined": (step, "combine_kernel"),
     "loss": (lose, "replace_logits"),
     "loss, gradient": (lose, "replace_logits"),
     "norm forward": (normalise, "norm_forward"),
@@ -168,8 +186,8 @@ KERNELS: dict[str, tuple[Callable[[Job], None], str]] = {
 def run(job: Job) -> dict:
     """Compile one: a row of the table. An "error" in it says why there is nothing else."""
     act, wanted = KERNELS[job.kernel]
-    about = vars(job) | {"blocks": "x".join(str(v) for k, v in configurations(job)[job.config].items()
-                                            if k.startswith("BLOCK"))}
+    sizes = {k: v for k, v in configurations(job)[job.config].items() if k.startswith("BLOCK")}
+    about = vars(job) | {"blocks": "x".join(map(str, sizes.values()))}
     try:
         with compiling(TARGETS[job.target], wanted) as made:
             act(job)
@@ -193,7 +211,6 @@ def nvidia(cubin: bytes) -> dict:
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {"registers": int(re.search(r"REG:(\d+)", said)[1]),
-            "stack": int(re.search(r"STACK:(\d+)", said)[1]),
             "spills": len(re.findall(r"\b(?:STL|LDL)\b", said))}
 
 
@@ -202,8 +219,7 @@ def amd(assembly: str) -> dict:
     def count(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
 
-    return {"registers": count("vgpr_count"), "stack": count("private_segment_fixed_size"),
-            "spills": count("vgpr_spill_count") + count("sgpr_spill_count")}
+    return {"registers": count("vgpr_count"), "spills": count("vgpr_spill_count")}
 
 
 def faults(row: dict) -> str:
@@ -223,12 +239,78 @@ def jobs(targets: list[str], widths: list[int], everything: bool) -> list[Job]:
     """What to compile, in the order of the table."""
     found = []
     for kernel in KERNELS:
-        ours = kernel.startswith("attention")
-        for target in targets:
-            for width in widths if ours or kernel != "loss" else widths[:1]:
-                for dtype in DTYPES if everything else DTYPES[:1]:
-                    for causal in (True, False) if everything and ours else (True,):
-                        job = Job(kernel, target, width, dtype, causal)
-                        count = len(configurations(job)) if everything else 1
-                        found += [Job(*list(vars(job).values())[:5], i) for i in range(count)]
+        attends = kernel.startswith(("attention", "decode"))
+        sized = not kernel.startswith("loss")
+        for target, width, dtype, causal in itertools.product(
+            targets, widths if sized else WIDTHS[:1], DTYPES if everything else DTYPES[:1],
+            (True, False) if everything and attends else (True,),
+        ):
+            first = Job(kernel, target, width, dtype, causal)
+            count = len(configurations(first)) if everything else 1
+            found += [replace(first, config=i) for i in range(count)]
     return found
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| kernel | target | width | dtype | blocks | warps | stages | registers | shared "
+             "| spills | matrix |", 11 * "| --- " + "|"]
+    for row in rows:
+        what = row["kernel"] + ", not causal" * (not row["causal"])
+        width = "-" if row["kernel"].startswith("loss") else row["width"]
+        line = f"| {what} | {row['target']} | {width} | {row['dtype']} | {row['blocks'] or '-'} | "
+        if "error" in row:
+            lines.append(line + row["error"] + " |")
+            continue
+        of = SHARED[row["target"]]
+        lines.append(
+            f"{line}{row['warps']} | {row['stages']} | {row['registers']} "
+            f"| {row['shared'] / 1024:.0f} of {of} | {row['spills']} | {row['matrix']} |"
+        )
+    return "\n".join(lines)
+
+
+def compile_all(wanted: list[Job], processes: int) -> list[dict]:
+    """The rows of the jobs, in their order."""
+    context = multiprocessing.get_context("spawn")  # nothing of this process's state gets in
+    with ProcessPoolExecutor(processes, context) as pool:
+        futures = [pool.submit(run, job) for job in wanted]
+        with tqdm(total=len(wanted), unit="kernel", file=sys.stderr, disable=None) as bar:
+            for _ in as_completed(futures):
+                bar.update()
+        return [future.result() for future in futures]
+
+
+def main() -> int:
+    title = __doc__.split("\n")[0]
+    parser = cli.Parser(prog="python -m kernels.compile", description=title)
+    parser.add_argument("--targets", "--target", nargs="+", choices=TARGETS, default=list(TARGETS),
+                        metavar="CHIP", help=f"of {' '.join(TARGETS)} (default all)")
+    parser.add_argument("--widths", nargs="+", type=int, metavar="N",
+                        help="of heads (default 64 128; with --all 64 128 256)")
+    parser.add_argument("--all", action="store_true", help="every configuration and dtype")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N",
+                        help="that compile at a time (default: one a core)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the rows, as JSON, too")
+    args = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        raise ValueError("TRITON_INTERPRET is set, and the interpreter does not compile: unset it.")
+    widths = args.widths or [*WIDTHS, *[256] * args.all]
+    if any(width < 2 or width > 256 or width % 2 for width in widths):
+        raise ValueError(f"--widths must be even and from 2 to 256, not {min(widths)}.")
+    if args.processes < 1:
+        raise ValueError(f"--processes must be at least 1, not {args.processes}.")
+    wanted = jobs(args.targets, widths, args.all)
+    rows = compile_all(wanted, args.processes)
+    print(table(rows))
+    if args.out:
+        about = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
+        runs.write_json(args.out, about | {"triton": triton.__version__, "rows": rows})
+    bad = [f"{row['kernel']} for {row['target']}, width {row['width']}, {row['dtype']}: {fault}"
+           for job, row in zip(wanted, rows) if job.required and (fault := faults(row))]
+    if bad:
+        print(f"error: {len(bad)} default configurations: {'; '.join(bad)}.", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

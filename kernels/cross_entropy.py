@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import unavailable
+
 IGNORED = -1  # a target that does not count, as in padding
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -151,6 +153,8 @@ def check(x, weight, targets, cap, chunk) -> None:
                          f"{tuple(targets.shape)}.")
     if targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64, not {targets.dtype}.")
+    if reason := unavailable(x.device):
+        raise ValueError(f"x is on {x.device}: {reason}")
     if not 0 <= cap < float("inf"):
         raise ValueError(f"cap must be 0 for none or positive and finite, not {cap}.")
     if chunk < 0:

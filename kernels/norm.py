@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import unavailable
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 16384  # features: a row is held whole by one program
 PARTIAL = 512  # sums that the gradient of the weight is made of, at most
@@ -135,6 +137,8 @@ def check(x, y, weight, eps) -> None:
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be ({x.shape[-1]},) as x is {tuple(x.shape)}, not "
                          f"{tuple(weight.shape)}.")
+    if reason := unavailable(x.device):
+        raise ValueError(f"x is on {x.device}: {reason}")
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps must be 0 or positive and finite, not {eps}.")
 

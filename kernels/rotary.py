@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import unavailable
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 1024  # features of a head
 
@@ -54,9 +56,9 @@ def turn(
 
 
 def launch(D: int) -> dict:
-    """How `turn` is launched: about a thousand pairs a program, of whole positions."""
+    """How `turn` is launched: 512 pairs a program, four a thread, of whole positions."""
     block = triton.next_power_of_2(D // 2)
-    return {"ROWS": max(1, 1024 // block), "BLOCK": block, "num_warps": 4}
+    return {"ROWS": max(1, 512 // block), "BLOCK": block, "num_warps": 4}
 
 
 def exponent(D: int, base: float) -> float:
@@ -103,6 +105,8 @@ def check(x, positions, base) -> None:
         raise ValueError(f"positions must be int32 or int64, not {positions.dtype}.")
     if positions.device != x.device:
         raise ValueError(f"positions is on {positions.device} but must be on {x.device}, as x is.")
+    if reason := unavailable(x.device):
+        raise ValueError(f"x is on {x.device}: {reason}")
     if not 0 < base < float("inf"):
         raise ValueError(f"base must be positive and finite, not {base}.")
 
