@@ -1,10 +1,26 @@
-"""Triton kernels, each with a plain reference beside it."""
+"""Fused kernels in Triton, each beside its plain reference, and usable from any PyTorch code.
 
-import triton
+naive.py says what attention is, online.py how it is had without its matrix, attention.py does that
+on a GPU, decode.py for the few queries of generation, operator.py makes it an operator of PyTorch.
+"""
+
+import torch
+
+try:
+    # Triton is an optional extra. Modules and functions share names here: the function is bound
+    # last, so that kernels.attention is callable, and `from kernels.attention import ...` the file.
+    from .operator import attention, unavailable
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "triton":
+        raise
+
+    def unavailable(device) -> str:
+        return "Triton is not installed: pip install 'triton>=3.4', on Linux."
+
+    def attention(q, k, v, **options):
+        raise ValueError(unavailable(None))
 
 
-def unavailable(device) -> str:
-    """Why the kernels cannot run on a device: a sentence, empty where they can."""
-    if device.type == "cuda" or triton.knobs.runtime.interpret:
-        return ""
-    return "these kernels run on a GPU, or in Triton's interpreter: set TRITON_INTERPRET=1."
+def available(device: str | torch.device) -> bool:
+    """Whether the kernels run on a device; unavailable(device) says why not."""
+    return not unavailable(torch.device(device))
