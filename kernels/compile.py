@@ -119,7 +119,7 @@ def compiling(target: GPUTarget, wanted: str) -> Iterator[list]:
 
 
 def tensors(job: Job, count: int) -> tuple[Tensor, ...]:
-    """Such as attention takes (1, 2, 512, D), in memory (B, T, H, D) as a projection leaves them."""
+    """Such as attention takes (1, 2, 512, D), in memory (B, T, H, D): so a projection leaves it."""
     dtype = getattr(torch, job.dtype)
     return torch.zeros(count, 1, 512, 2, job.width, dtype=dtype).transpose(2, 3).unbind()
 
@@ -154,20 +154,21 @@ def configurations(job: Job) -> list[dict]:
 def lose(job: Job) -> None:
     """The head and the loss over GPT-2's vocabulary, capped."""
     x, weight = (torch.zeros(n, 16, dtype=getattr(torch, job.dtype)) for n in (2, 50304))
-    x.requires_grad_(job.kernel.endswith("gradient"))
-    cross_entropy.linear_cross_entropy(x, weight, torch.zeros(2, dtype=torch.int64), cap=15.0)
+    targets, gradient = torch.zeros(2, dtype=torch.int64), job.kernel == "loss, gradient"
+    cross_entropy.linear_cross_entropy_sum(x, weight, targets, 15.0, 0, gradient, gradient)
 
 
 def normalise(job: Job) -> None:
     """Both passes of the norm, over as many features as 16 heads have."""
-    x, y = torch.zeros(2, 4, 16 * job.width, dtype=getattr(torch, job.dtype), requires_grad=True)
-    weight = torch.zeros_like(x[0], requires_grad=True)
-    sum(norm.add_rms_norm(x, y, weight)).sum().backward()
+    x = torch.zeros(4, 16 * job.width, dtype=getattr(torch, job.dtype))
+    norm.add_rms_norm_forward(x, x, x[0], 1e-6)
+    norm.add_rms_norm_backward(x, x[0], torch.zeros(4, 1), x, x)
 
 
 def rotate(job: Job) -> None:
-    x = torch.zeros(1, 8, 2, job.width, dtype=getattr(torch, job.dtype)).transpose(1, 2)
-    rotary.rotary(x, torch.arange(8)[None])
+    """Rotary positions, on heads in memory (B, T, H, D)."""
+    x = tensors(job, 1)[0]
+    rotary.turned(x, torch.arange(x.shape[2])[None], 10000.0, False)
 
 
 # what launches each kernel, and its name in the code

@@ -25,22 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import unavailable
+from .attention import narrow, tanh
 
 IGNORED = -1  # a target that does not count, as in padding
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@triton.jit
-def soft_cap(x, cap):
-    """c tanh(x / c) to a few units in the last place, also near 0."""
-    x = x / cap
-    square = x * x
-    # tanh's series; the exponential below would lose what x has in digits when it is small
-    near = 62 / 2835 * square - 17 / 315
-    near = x + x * square * (-1 / 3 + square * (2 / 15 + square * near))
-    e = tl.exp(-2 * tl.abs(x))
-    far = (1 - e) / (1 + e)
-    return cap * tl.where(square < 0.0625, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
@@ -70,7 +58,7 @@ def replace_logits(
             here = start + columns
             z = tl.load(logits + here, here < V, other=0.0).to(tl.float32)
             if CAPPED:
-                z = soft_cap(z, cap)
+                z = cap * tanh(z / cap)
             z = tl.where(here < V, z, float("-inf"))
             before = greatest
             greatest = tl.maximum(greatest, tl.max(z, 0))
@@ -85,10 +73,10 @@ def replace_logits(
                 z = tl.load(logits + here, here < V, other=0.0).to(tl.float32)
                 slope = 1.0
                 if CAPPED:
-                    z = soft_cap(z, cap)
+                    z = cap * tanh(z / cap)
                     slope = 1 - (z / cap) * (z / cap)
                 gradient = (tl.exp(z - norm) - tl.where(here == target, 1.0, 0.0)) * slope
-                tl.store(logits + here, gradient.to(logits.dtype.element_ty), here < V)
+                tl.store(logits + here, narrow(gradient, logits.dtype.element_ty), here < V)
 
 
 def launch(V: int) -> dict:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import unavailable
+from .attention import narrow
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 16384  # features: a row is held whole by one program
@@ -41,13 +42,13 @@ def norm_forward(
     s = tl.load(x + here, inside, other=0.0).to(tl.float32)
     if ADDED:
         s += tl.load(y + here, inside, other=0.0).to(tl.float32)
-        s = s.to(total.dtype.element_ty)
+        s = narrow(s, total.dtype.element_ty)
         tl.store(total + here, s, inside)
         s = s.to(tl.float32)  # as rounded, so that the norm is that of what was written
     rate = 1 / tl.sqrt(tl.sum(s * s, 1) / C + eps)
     w = tl.load(weight + columns, columns < C, other=0.0).to(tl.float32)
     n = s * rate[:, None] * w
-    tl.store(normed + here, n.to(normed.dtype.element_ty), inside)
+    tl.store(normed + here, narrow(n, normed.dtype.element_ty), inside)
     tl.store(rates + rows, rate, rows < N)
 
 
@@ -76,7 +77,7 @@ def norm_backward(
         d = rate * (g - s * (tl.sum(g * s, 1) / C)[:, None])
         if ADDED:
             d += tl.load(by_total + here, inside, other=0.0).to(tl.float32)
-        tl.store(gradient + here, d.to(gradient.dtype.element_ty), inside)
+        tl.store(gradient + here, narrow(d, gradient.dtype.element_ty), inside)
     tl.store(partial + tl.program_id(0) * C + columns, tl.sum(by_weight, 0)[None, :], columns < C)
 
 
