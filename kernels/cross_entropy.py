@@ -14,9 +14,9 @@ whenever the largest logit so far grows: Milakov & Gimelshein 2018), and multipl
 with x while it is there. So the backward pass only scales, and no logit is made twice; Liger Kernel
 (Hsu et al. 2024) computes it in this order too.
 
-Memory, besides the arguments and their gradients: a chunk of logits, and the gradient of W in
-float32, 4 V C bytes, where all chunks are summed up. The chunk is chosen to take as many bytes as
-that: 2 C tokens in bfloat16, C in float32. It does not depend on the number of tokens N.
+Memory: the gradients of x and W in float32, 4 (N + V) C bytes, so that they are rounded once, when
+they have been scaled; and a chunk of logits. The chunk is chosen to take as many bytes as W's
+gradient: 2 C tokens in bfloat16, C in float32. So all that grows with N has C columns, not V.
 """
 
 import torch
@@ -157,15 +157,17 @@ def linear_cross_entropy_sum(
     x: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk: int, for_x: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of the losses, and its gradients by x (in x's dtype) and by weight (in float32).
+    """The sum of the losses, and its gradients by x and by weight, all in float32.
 
-    A gradient that is not asked for is empty.
+    A gradient that is not asked for is empty. x and targets are contiguous.
     """
     (N, C), V = x.shape, weight.shape[0]
     weight = weight.to(x.dtype)
     losses = torch.empty(N, dtype=torch.float32, device=x.device)
-    dx = torch.empty_like(x) if for_x else x.new_empty(0)
-    dweight = torch.zeros(V, C, dtype=torch.float32, device=x.device) if for_weight else None
+    dx, dweight = (
+        torch.zeros(each.shape if wanted else 0, dtype=torch.float32, device=x.device)
+        for each, wanted in ((x, for_x), (weight, for_weight))
+    )
     chunk = chunk or max(128, 4 * C // x.element_size())
     held = torch.empty(min(chunk, N), V, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -178,10 +180,10 @@ def linear_cross_entropy_sum(
                 CAPPED=cap > 0, GRADIENT=for_x or for_weight, **launch(V),
             )
             if for_x:
-                torch.mm(logits, weight, out=dx[part])
+                add_product(dx[part], logits, weight)
             if for_weight:
                 add_product(dweight, logits.T, x[part])
-    return losses.sum(), dx, losses.new_empty(0) if dweight is None else dweight
+    return losses.sum(), dx, dweight
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -196,9 +198,11 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @linear_cross_entropy_sum.register_fake
 def _(x, weight, targets, cap, chunk, for_x, for_weight):
-    total = x.new_empty((), dtype=torch.float32)
-    dweight = torch.empty_like(weight, dtype=torch.float32) if for_weight else total.new_empty(0)
-    return total, torch.empty_like(x) if for_x else x.new_empty(0), dweight
+    dx, dweight = (
+        x.new_empty(each.shape if wanted else 0, dtype=torch.float32)
+        for each, wanted in ((x, for_x), (weight, for_weight))
+    )
+    return x.new_empty((), dtype=torch.float32), dx, dweight
 
 
 def keep(ctx, inputs, output) -> None:

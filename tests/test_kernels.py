@@ -40,7 +40,10 @@ def measured(function, inputs, rest):
 
 
 def agrees(function, reference, inputs, **rest):
-    """Errors at most twice those of PyTorch in the same precision, by float64."""
+    """Errors at most twice those of PyTorch in the same precision, by float64, and a quarter unit.
+
+    The unit is that of the largest number's last place: where few are drawn PyTorch may be lucky.
+    """
     exact = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
     exact = measured(reference, exact, {k: v for k, v in rest.items() if k != "chunk"})
     plain = measured(reference, inputs, {k: v for k, v in rest.items() if k != "chunk"})
@@ -48,7 +51,8 @@ def agrees(function, reference, inputs, **rest):
     for mine, theirs, true in zip(ours, plain, exact, strict=True):
         assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
         error, allowed = (mine - true).abs().max(), (theirs - true).abs().max()
-        assert error <= 2 * allowed + 1e-6 * (1 + true.abs().max()), (error, allowed)
+        unit = torch.finfo(mine.dtype).eps * true.abs().max()
+        assert error <= 2 * allowed + unit / 4 + 1e-6, (error, allowed)
 
 
 @pytest.fixture
@@ -100,7 +104,8 @@ def test_loss_is_that_of_gpt():
         x.flatten(0, 1), model.head.weight, targets.flatten(), cap=model.logit_cap
     )
     torch.testing.assert_close(loss, expected)
-    ours, theirs = (torch.autograd.grad(each, list(model.parameters())) for each in (loss, expected))
+    weights = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(each, weights) for each in (loss, expected))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -192,7 +197,7 @@ def test_norm_is_that_of_pytorch():
     torch.testing.assert_close(add_rms_norm(x, None, module.weight)[1], module(x))
 
 
-@pytest.mark.parametrize("dtypes", itertools.permutations(DTYPES), ids=str)
+@pytest.mark.parametrize("dtypes", list(itertools.permutations(DTYPES)), ids=str)
 def test_norm_of_mixed_dtypes(dtypes):
     inputs = [draw(4, 48, dtype=dtypes[0]), draw(4, 48, dtype=dtypes[1], seed=2),
               draw(48, dtype=dtypes[2], seed=3)]
@@ -211,9 +216,10 @@ def test_norm_of_which_one_result_is_used():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_norm_of_rows_that_many_programs_share():
+def test_norm_of_rows_that_many_programs_share(monkeypatch):
     """More rows than there are partial sums, and the same bits twice."""
-    x, weight = draw(norm.PARTIAL * 2 + 3, 1024), draw(1024, seed=3)
+    monkeypatch.setattr(norm, "PARTIAL", 4)
+    x, weight = draw(43, 1024), draw(1024, seed=3)
     first, second = (
         torch.autograd.grad(add_rms_norm(x, None, weight)[1].square().sum(), weight)[0]
         for _ in range(2)
