@@ -1,8 +1,8 @@
 """Fused attention in Triton: the online softmax (online.py), a block of queries to a program.
 
 Dao et al. (2022), Dao (2023). The scores of a block of queries with a block of keys live in
-registers and are never written: the traffic to memory is that of q, k, v and out, not T x S. Forward
-keeps one number a query, the log-sum-exp, from which the backward pass makes the weights again.
+registers and are never written: the traffic to memory is that of q, k, v and out, not T x S. The forward pass
+keeps one number a query, the log-sum-exp, and from it the backward pass makes the weights again.
 
     forward       for each block of queries: pass over the keys           -> out, lse
     backward_q    for each block of queries: pass over the keys           -> dq, delta
@@ -16,37 +16,16 @@ in float32. An argument that is None is known when the kernel is compiled, and w
 left out. A tile is as wide as BLOCK_D, the power of two at or above the head width D.
 """
 
-import functools
-import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 
+from .launch import Job, Source, configurations, launch, source_of
+
 LOG2E = tl.constexpr(1.4426950408889634)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-class Job(NamedTuple):
-    """What all kernels are told, besides their tensors. Made on the host, read in the kernels.
-
-    H query heads, each `group` of which share a head of keys; T queries, S keys. window, segments,
-    softcap and seed are None where there are none; segments are (B, T) and (B, S), contiguous; seed
-    is a pointer to one int64, so that drawing it need not wait for the device.
-    """
-
-    H: int
-    group: int
-    T: int
-    S: int
-    scale: float
-    softcap: float | None
-    window: int | None
-    q_segments: Any
-    k_segments: Any
-    dropout: float
-    seed: Any
 
 
 @triton.jit
@@ -90,7 +69,7 @@ def places(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.
 @triton.jit
 def load(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
          TAIL: tl.constexpr):  # fmt: skip
-    """Rows start.. of a head as a tile, zeros beyond its borders. TAIL: it may pass the last row."""
+    """Rows start.. of a head as a tile, zeros beyond its borders. TAIL: may it pass the last row."""
     pointers, inside = places(head, start, rows, D, BLOCK_D, BLOCK)
     if TAIL or D != BLOCK_D:
         return tl.load(pointers, mask=inside, other=0.0)
@@ -394,89 +373,6 @@ def backward_kv_kernel(q, k, v, lse, do, delta, dk, dv, q_strides, k_strides, v_
     store(head(dv, dv_strides, b, kv), start, job.S, sum_v, D, BLOCK_D, BLOCK_S)
 
 
-# Tiles and how many warps and pipeline stages work on them: (BLOCK_T, BLOCK_S, warps, stages), by
-# the width of a tile and the bytes of a number. The first of each list is taken, the others are what
-# tuning tries. They fit the 99 KiB of shared memory of the smallest chips, unless "large" stands
-# before: data centres' chips (capability 8.0, 9.x, 10.x; CDNA).
-CONFIGURATIONS = {
-    "forward": {
-        (64, 2): [(128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4)],
-        (128, 2): [(128, 64, 8, 2), (128, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3)],
-        (256, 2): [(64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 4, 2)],
-        (64, 4): [(64, 32, 4, 2), (32, 32, 4, 2)],
-        (128, 4): [(32, 32, 4, 2), (32, 16, 4, 2)],
-        (256, 4): [(16, 16, 4, 1), (16, 16, 8, 1)],
-    },
-    "backward_q": {
-        (64, 2): [(64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)],
-        (128, 2): [(64, 32, 4, 2), (64, 64, 8, 1), (128, 32, 8, 2)],
-        (256, 2): [(32, 32, 8, 1), (64, 16, 8, 1)],
-        (64, 4): [(32, 32, 4, 1), (16, 32, 4, 1)],
-        (128, 4): [(16, 16, 4, 1), (16, 32, 4, 1)],
-        (256, 4): [(16, 16, 8, 1)],
-    },
-    "backward_kv": {
-        (64, 2): [(64, 64, 4, 2), (64, 128, 8, 2), (32, 64, 4, 3)],
-        (128, 2): [(32, 64, 4, 2), (64, 64, 8, 1), (32, 128, 8, 2)],
-        (256, 2): [(16, 32, 8, 1), (32, 32, 8, 1)],
-        (64, 4): [(32, 32, 4, 1), (32, 16, 4, 1)],
-        (128, 4): [(16, 16, 4, 1), (32, 16, 4, 1)],
-        (256, 4): [(16, 16, 8, 1)],
-    },
-}
-NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages")
-
-
-def configurations(D: int, dtype: torch.dtype, capability: tuple[int, int] | None) -> dict:
-    """The launch configurations of every kernel, the default first: {"forward": [dict, ...], ...}.
-
-    capability: (9, 0) and so on; None for the interpreter and for AMD's chips.
-    """
-    key = max(64, triton.next_power_of_2(D)), dtype.itemsize
-    return {
-        name: [dict(zip(NAMES, config)) for config in table[key]]
-        for name, table in CONFIGURATIONS.items()
-    }
-
-
-KERNELS = {
-    "forward": forward_kernel,
-    "backward_q": backward_q_kernel,
-    "backward_kv": backward_kv_kernel,
-}
-
-
-@functools.cache
-def tuned(name: str, D: int, dtype: torch.dtype, capability):
-    """The kernel that times its configurations at the first call, and keeps the choice on disk."""
-    configs = [
-        triton.Config({k: c[k] for k in NAMES[:2]}, c["num_warps"], c["num_stages"])
-        for c in configurations(D, dtype, capability)[name]
-    ]
-    return triton.autotune(configs, key=["D", "CAUSAL"], cache_results=True)(KERNELS[name])
-
-
-def launch(name: str, programs, tensors, strided, job, D, CAUSAL, blocks=None) -> None:
-    """Run a kernel on programs(BLOCK_T, BLOCK_S) programs; `strided` tensors give their strides.
-
-    blocks (BLOCK_T, BLOCK_S): instead of the default. With RUNGS_AUTOTUNE=1 the best is searched.
-    """
-    q = tensors[0]
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
-    shape = dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=CAUSAL)
-    arguments = *tensors, *(x.stride() for x in strided), job
-
-    def grid(meta):
-        return (programs(meta["BLOCK_T"], meta["BLOCK_S"]),)
-
-    if blocks is None and q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
-        return tuned(name, D, q.dtype, capability)[grid](*arguments, **shape)
-    config = configurations(D, q.dtype, capability)[name][0]
-    if blocks is not None:
-        config = config | dict(zip(NAMES, blocks))
-    KERNELS[name][grid](*arguments, **shape, **config)
-
-
 def empty(like, length: int) -> torch.Tensor:
     """(B, H, length, D), in memory (B, length, H, D): as the projection before and after has it."""
     B, H, _, D = like.shape
@@ -496,7 +392,7 @@ def forward(q, k, v, q_segments, k_segments, seed, causal, scale, window, softca
     job = Job(H, H // KV, T, S, scale, softcap, window, q_segments, k_segments, dropout, seed)
     if out.numel():
         launch(
-            "forward", lambda t, s: triton.cdiv(T, t) * B * H, (q, k, v, out, lse),
+            "forward", forward_kernel, lambda t, s: triton.cdiv(T, t) * B * H, (q, k, v, out, lse),
             (q, k, v, out), job, D, causal, blocks,
         )  # fmt: skip
     return out, lse
@@ -504,18 +400,32 @@ def forward(q, k, v, q_segments, k_segments, seed, causal, scale, window, softca
 
 def backward(do, q, k, v, out, lse, q_segments, k_segments, seed, causal, scale, window, softcap,
              dropout, blocks=None):  # fmt: skip
-    """The gradient do (B, H, T, D) of out -> dq, dk, dv. Other arguments as they were in forward."""
+    """The gradient do (B, H, T, D) of out -> dq, dk, dv. The other arguments as in forward."""
     (B, H, T, D), (_, KV, S, _) = q.shape, k.shape
     dq, dk, dv, delta = empty(q, T), empty(k, S), empty(v, S), torch.empty_like(lse)
     job = Job(H, H // KV, T, S, scale, softcap, window, q_segments, k_segments, dropout, seed)
     if dq.numel():
         launch(
-            "backward_q", lambda t, s: triton.cdiv(T, t) * B * H,
+            "backward_q", backward_q_kernel, lambda t, s: triton.cdiv(T, t) * B * H,
             (q, k, v, out, lse, do, dq, delta), (q, k, v, out, do, dq), job, D, causal, blocks,
         )  # fmt: skip
     if dk.numel():  # after backward_q, which makes delta
         launch(
-            "backward_kv", lambda t, s: triton.cdiv(S, s) * B * KV,
+            "backward_kv", backward_kv_kernel, lambda t, s: triton.cdiv(S, s) * B * KV,
             (q, k, v, lse, do, delta, dk, dv), (q, k, v, do, dk, dv), job, D, causal, blocks,
         )  # fmt: skip
     return dq, dk, dv
+
+
+def sources(D: int, dtype: torch.dtype, causal: bool, capability, **features) -> Iterator[Source]:
+    """What triton.compile needs to compile each kernel without a GPU: see Source.
+
+    capability: (9, 0) and so on, or None for AMD. features: window, segments, softcap, dropout=True.
+    """
+    configs = configurations(D, dtype, capability)
+    for name, kernel in (
+        ("forward", forward_kernel),
+        ("backward_q", backward_q_kernel),
+        ("backward_kv", backward_kv_kernel),
+    ):
+        yield source_of(name, kernel, D, dtype, configs[name][0], CAUSAL=causal, **features)

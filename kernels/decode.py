@@ -9,14 +9,16 @@ are split, each program takes a part, and the parts are put together ("flash dec
 Queries of all heads that share keys lie in one tile, (group x T, D), so that keys are read once.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
-from .attention import Job, attend, empty, head, places, store
+from .attention import attend, empty, head, places, store
+from .launch import Job, Source, source_of
 
 ROWS = 64  # queries that a tile may hold, group x T
-BLOCK_S = {1: 64, 2: 64, 4: 32}  # keys a step, by the bytes of a number
 
 
 @triton.jit
@@ -71,6 +73,11 @@ def combine_kernel(parts, part_lse, out, out_strides, H, T, splits, D: tl.conste
     store(out, t, t + 1, mean[None, :], D, BLOCK_D, 1)
 
 
+def block_of(D: int, size: int) -> int:
+    """Keys a step, for a head width and the bytes of a number: 16 KiB of keys or less."""
+    return max(16, min(64, 2**14 // (triton.next_power_of_2(D) * size)))
+
+
 def suits(q, k) -> bool:
     """Whether splitting the keys pays: few queries, many keys."""
     rows = q.shape[1] // max(k.shape[1], 1) * q.shape[2]
@@ -86,7 +93,7 @@ def decode(q, k, v, q_segments, k_segments, causal, scale, window, softcap, spli
     out = empty(q, T)
     if not out.numel():
         return out
-    block = BLOCK_S[q.element_size()] if D <= 128 else 32
+    block = block_of(D, q.element_size())
     begin = 0 if window is None else max(S - T - window + 1, 0) // block * block
     steps = triton.cdiv(S - begin, block)
     if splits is None:  # two programs for each multiprocessor, each with some steps to pipeline
@@ -110,3 +117,11 @@ def decode(q, k, v, q_segments, k_segments, causal, scale, window, softcap, spli
         SPLITS=triton.next_power_of_2(splits), num_warps=4,
     )  # fmt: skip
     return out
+
+
+def sources(D: int, dtype: torch.dtype, causal: bool, capability, **features) -> Iterator[Source]:
+    """As sources of attention.py, for one query in groups of up to 16 heads."""
+    assert not features.get("dropout")
+    config = dict(ROWS=16, BLOCK_S=block_of(D, dtype.itemsize), num_warps=4, num_stages=2)
+    yield source_of("decode_split", split_kernel, D, dtype, config, CAUSAL=causal, **features)
+    yield source_of("decode_combine", combine_kernel, D, dtype, dict(SPLITS=32, num_warps=4))
