@@ -15,9 +15,10 @@ in registers, and multiplies on the matrix units. One row for each kernel and ch
 Nothing is described twice: the functions that launch kernels are called as always, on tensors of
 the CPU, and a launch compiles instead of running. The results mean nothing and are thrown away.
 
-By default the configuration that a launch takes first, bfloat16, causal. --all: every configuration
-and dtype, causal or not, widths to 256. Exit code 1: a default configuration of widths 64 or 128,
-in bfloat16 or float16, spills or does not fit.
+By default the configuration that a launch takes first, bfloat16, causal. --all: widths to 256,
+every dtype and configuration, and of the first also not causal, and with all that attention can do
+at once. Exit code 1: a default configuration of widths 64 or 128, in bfloat16 or float16, spills or
+does not fit.
 """
 
 import datetime
@@ -43,10 +44,10 @@ from triton.backends.compiler import GPUTarget
 from data import cli, runs
 
 from . import cross_entropy, norm, rotary
-from .attention import KERNELS as ATTENTION  # kernels.attention is the function
-from .attention import backward, forward
-from .attention import configurations as attention_configurations
+from .attention import backward, forward  # kernels.attention itself is the function
 from .decode import decode
+from .launch import CONFIGURATIONS
+from .launch import configurations as configurations_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -65,19 +66,24 @@ INSTRUCTIONS = {  # the first that is found
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile. config: its launch configuration, by number, 0 the default."""
+    """One kernel to compile. config: its launch configuration, by number, 0 the default.
+
+    features: attention with all that it can do at once: window, segments, capped scores, dropout.
+    """
 
     kernel: str
     target: str
     width: int
     dtype: str
     causal: bool = True
+    features: bool = False
     config: int = 0
 
     @property
     def required(self) -> bool:
         """Whether it must fit."""
-        return self.config == 0 and self.width in WIDTHS and self.dtype != "float32"
+        usual = self.config == 0 and not self.features
+        return usual and self.width in WIDTHS and self.dtype != "float32"
 
 
 class Offline:
@@ -127,8 +133,12 @@ def tensors(job: Job, count: int) -> tuple[Tensor, ...]:
 def attend(job: Job) -> None:
     """One of the passes of attention, in the configuration of the job."""
     q, k, v, out, do = tensors(job, 5)
+    segments = torch.zeros(1, 512, dtype=torch.int64) if job.features else None
+    seed = torch.zeros((), dtype=torch.int64) if job.features else None
+    window, softcap, dropout = (256, 30.0, 0.1) if job.features else (None, None, 0.0)
     blocks = tuple(configurations(job)[job.config].values())
-    rest = None, None, None, job.causal, job.width**-0.5, None, None, 0.0, blocks
+    options = job.causal, job.width**-0.5, window, softcap, dropout, blocks
+    rest = segments, segments, seed, *options
     if job.kernel == "attention forward":
         forward(q, k, v, *rest)
     else:
@@ -148,7 +158,7 @@ def configurations(job: Job) -> list[dict]:
         return [{}]
     arch = TARGETS[job.target].arch
     capability = divmod(arch, 10) if isinstance(arch, int) else None
-    return attention_configurations(job.width, getattr(torch, job.dtype), capability)[name]
+    return configurations_of(job.width, getattr(torch, job.dtype), capability)[name]
 
 
 def lose(job: Job) -> None:
@@ -173,7 +183,7 @@ def rotate(job: Job) -> None:
 
 # what launches each kernel, and its name in the code
 KERNELS: dict[str, tuple[Callable[[Job], None], str]] = {
-    **{f"attention {name}": (attend, kernel.__name__) for name, kernel in ATTENTION.items()},
+    **{f"attention {name}": (attend, f"{name}_kernel") for name in CONFIGURATIONS},
     "decode": (step, "split_kernel"),
     "decode, combined": (step, "combine_kernel"),
     "loss": (lose, "replace_logits"),
@@ -240,15 +250,17 @@ def jobs(targets: list[str], widths: list[int], everything: bool) -> list[Job]:
     """What to compile, in the order of the table."""
     found = []
     for kernel in KERNELS:
-        attends = kernel.startswith(("attention", "decode"))
         sized = not kernel.startswith("loss")
-        for target, width, dtype, causal in itertools.product(
-            targets, widths if sized else WIDTHS[:1], DTYPES if everything else DTYPES[:1],
-            (True, False) if everything and attends else (True,),
-        ):
-            first = Job(kernel, target, width, dtype, causal)
-            count = len(configurations(first)) if everything else 1
-            found += [replace(first, config=i) for i in range(count)]
+        each = itertools.product(
+            targets, widths if sized else WIDTHS[:1], DTYPES if everything else DTYPES[:1]
+        )
+        for target, width, dtype in each:
+            first = Job(kernel, target, width, dtype)
+            found.append(first)
+            if everything and kernel.startswith("attention"):
+                others = range(1, len(configurations(first)))
+                found += [replace(first, config=i) for i in others]
+                found += [replace(first, causal=False), replace(first, features=True)]
     return found
 
 
@@ -256,7 +268,7 @@ def table(rows: list[dict]) -> str:
     lines = ["| kernel | target | width | dtype | blocks | warps | stages | registers | shared "
              "| spills | matrix |", 11 * "| --- " + "|"]
     for row in rows:
-        what = row["kernel"] + ", not causal" * (not row["causal"])
+        what = row["kernel"] + ", not causal" * (not row["causal"]) + ", all" * row["features"]
         width = "-" if row["kernel"].startswith("loss") else row["width"]
         line = f"| {what} | {row['target']} | {width} | {row['dtype']} | {row['blocks'] or '-'} | "
         if "error" in row:
