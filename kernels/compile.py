@@ -169,8 +169,8 @@ def lose(job: Job) -> None:
 
 
 def normalise(job: Job) -> None:
-    """Both passes of the norm, over as many features as 16 heads have."""
-    x = torch.zeros(4, 16 * job.width, dtype=getattr(torch, job.dtype))
+    """Both passes of the norm, over as many features as 64 heads have."""
+    x = torch.zeros(4, 64 * job.width, dtype=getattr(torch, job.dtype))
     norm.add_rms_norm_forward(x, x, x[0], 1e-6)
     norm.add_rms_norm_backward(x, x[0], torch.zeros(4, 1), x, x)
 

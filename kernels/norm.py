@@ -85,7 +85,8 @@ def launch(C: int) -> dict:
     """How both are launched: whole rows, several where they are short."""
     block = triton.next_power_of_2(C)
     rows = max(1, min(16, 1024 // block))
-    return {"ROWS": rows, "BLOCK": block, "num_warps": max(1, min(16, rows * block // 512))}
+    warps = max(1, min(16, rows * block // 512))
+    return {"ROWS": rows, "BLOCK": block, "num_warps": warps, "enable_fp_fusion": True}
 
 
 def add_rms_norm(

@@ -51,8 +51,9 @@ def turn(
 
     half = D/2; x_b, x_h, ...: strides; EXPONENT: log2(base) / half.
     """
-    b = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    blocks = tl.cdiv(T, ROWS)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    t = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK)
     inside = (t < T)[:, None] & (d < half)[None, :]
     # a float32 exponent would have lost digits, and positions in the thousands show it
@@ -77,7 +78,8 @@ def turn(
 def launch(D: int) -> dict:
     """How `turn` is launched: 512 pairs a program, four a thread, of whole positions."""
     block = triton.next_power_of_2(D // 2)
-    return {"ROWS": max(1, 512 // block), "BLOCK": block, "num_warps": 4}
+    rows = max(1, 512 // block)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": 4, "enable_fp_fusion": True}
 
 
 def exponent(D: int, base: float) -> float:
@@ -138,7 +140,7 @@ def turned(x: Tensor, positions: Tensor, base: float, back: bool) -> Tensor:
     options = launch(D)
     if x.numel():
         with torch.cuda.device_of(x):
-            turn[(triton.cdiv(T, options["ROWS"]), B)](
+            turn[(B * triton.cdiv(T, options["ROWS"]),)](
                 x, positions, y, H, T, D // 2, *x.stride(), *y.stride(), *positions.stride(),
                 EXPONENT=exponent(D, base), BACK=back, **options,
             )
