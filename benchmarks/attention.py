@@ -13,8 +13,8 @@ the gradients of q, k and v, in the first head, against float64.
 --decode: one query to a cache, 32 heads that share 8 of keys and values, 128 wide: what counts is
 how fast the cache is read, here as a share of the speed of a large copy on the same GPU.
 
-Without a GPU: what is to be computed and moved at least. --toy: the whole script at a toy size, on
-the CPU, ours in Triton's interpreter; its times mean nothing.
+Without a GPU: what is to be computed and moved at least. --toy: both of it at a toy size, on the
+CPU, ours in Triton's interpreter; its times mean nothing.
 """
 
 import functools
@@ -34,7 +34,7 @@ from data import cli, runs
 TOKENS, FEATURES = 16384, 2048
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 BATCHES, CACHES = (1, 4, 16), (4096, 16384, 65536)
-HEADS, KV_HEADS, WIDTH = 32, 8, 128  # of --decode
+HEADS = (32, 8, 128)  # of --decode: heads, those of keys and values, their width
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -155,11 +155,12 @@ def measure_decode(args, device: str) -> list[dict]:
     rows = []
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     speed = timing.bandwidth(device)
+    H, KV, D = args.heads
     for B in args.batches:
         for S in args.caches:
-            q = heads(B, HEADS, 1, WIDTH, dtype, device)
+            q = heads(B, H, 1, D, dtype, device)
             # a cache is in memory (B, H, S, D), so that a head's keys lie together
-            k, v = torch.randn(2, B, KV_HEADS, S, WIDTH, dtype=dtype, device=device)
+            k, v = torch.randn(2, B, KV, S, D, dtype=dtype, device=device)
             exact = exactly(q, k, v, False, q)[0]
             makers = {
                 name: functools.partial(forward_job, function, q, k, v, False)
@@ -185,8 +186,10 @@ def table(rows: list[dict], keys: tuple[str, ...], unit: str, value: Callable) -
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), {})[row["contender"]] = row
     for case, group in groups.items():
-        cells = [f"{value(row)} ({row['error']:.1e}, {timing.gib(row['peak'])})"
-                 if "failed" not in row else "-" for row in group.values()]
+        cells = [
+            f"{value(row)} ({row['error']:.1e}, {timing.gib(row['peak'])})"
+            if "failed" not in row else "-" for row in group.values()
+        ]
         lines.append(f"| {' | '.join(map(str, (*case, *cells)))} |")
     failed = {(row["contender"], row["failed"]) for row in rows if "failed" in row}
     lines += [f"- {name}: {why}" for name, why in sorted(failed)]
@@ -219,10 +222,11 @@ def floors(args) -> str:
 
 def decode_floors(args) -> str:
     lines = ["| batch | cache | MiB | least microseconds |", 4 * "| --- " + "|"]
+    H, KV, D = args.heads
     for B in args.batches:
         for S in args.caches:
-            size = 2 * B * KV_HEADS * S * WIDTH * 2
-            least = timing.floor(4 * B * HEADS * S * WIDTH, size)
+            size = 2 * B * KV * S * D * 2
+            least = timing.floor(4 * B * H * S * D, size)
             lines.append(f"| {B} | {S} | {size / 2**20:,.0f} | {least * 1e6:.1f} |")
     return "\n".join(lines)
 
@@ -261,27 +265,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="default benchmarks/results/attention.json on a GPU; .png beside it")
     args = parser.parse_args()
-    args.tokens, args.features, args.batches, args.caches = TOKENS, FEATURES, BATCHES, CACHES
+    if min(*args.lengths, *args.widths, args.rounds) < 1:
+        raise ValueError("--lengths, --widths and --rounds must be at least 1.")
+    args.tokens, args.features = TOKENS, FEATURES
+    args.batches, args.caches, args.heads = BATCHES, CACHES, HEADS
     if args.toy:
         os.environ["TRITON_INTERPRET"] = "1"
-        args.widths, args.lengths, args.tokens, args.features = [16], [32, 64], 64, 32
-        args.batches, args.caches, args.rounds = (1, 2), (520,), 2
+        args.widths, args.lengths, args.tokens, args.features, args.rounds = [16], [32], 32, 16, 1
+        args.batches, args.caches, args.heads = (1, 2), (520,), (4, 2, 16)
     elif not torch.cuda.is_available():
         print(timing.NO_GPU, end="\n\n")
         print(decode_floors(args) if args.decode else floors(args))
         return
     device = "cpu" if args.toy else "cuda"
     torch.manual_seed(0)
-    if args.decode:
-        rows = measure_decode(args, device)
-        print(table(rows, ("batch", "cache"), "Share of the bandwidth of a copy", share_of))
-    else:
+    out = args.out or (None if args.toy else ROOT / "benchmarks/results/attention.json")
+    if not args.decode or args.toy:
         rows = measure(args, device)
         print(table(rows, ("pass", "causal", "width", "length"), "TFLOP/s", speed_of))
-    out = args.out or (None if args.toy else ROOT / "benchmarks/results/attention.json")
-    timing.save(out, "decode" if args.decode else "passes", timing.about(device) | {"rows": rows})
-    if out and not args.decode:
-        plot(rows, out.with_suffix(".png"))
+        timing.save(out, "passes", timing.about(device) | {"rows": rows})
+        if out:
+            plot(rows, out.with_suffix(".png"))
+    if args.decode or args.toy:
+        rows = measure_decode(args, device)
+        print(table(rows, ("batch", "cache"), "Share of the bandwidth of a copy", share_of))
+        timing.save(out, "decode", timing.about(device) | {"rows": rows})
 
 
 if __name__ == "__main__":

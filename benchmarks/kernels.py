@@ -198,9 +198,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="default benchmarks/results/kernels.json on a GPU")
     args = parser.parse_args()
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, not {args.rounds}.")
     if args.toy:
         os.environ["TRITON_INTERPRET"] = "1"
-        rows = measure(args.only, TOY, 2, "cpu")
+        rows = measure(args.only, TOY, 1, "cpu")
     elif torch.cuda.is_available():
         torch.manual_seed(0)
         rows = measure(args.only, SIZES, args.rounds, "cuda")
