@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attention, kernels
+from benchmarks import attention, kernels, timing
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 ROOT = Path(__file__).parent.parent
@@ -77,3 +77,22 @@ def test_bad_flags_are_refused(refusal):
     assert "--rounds" in refusal(attention.main, "--rounds=0")
     assert "--rounds" in refusal(kernels.main, "--rounds=0")
     assert "norn" in refusal(kernels.main, "--only", "norn")
+
+
+def test_a_result_keeps_those_of_other_days(tmp_path):
+    path = tmp_path / "new" / "attention.json"
+    timing.save(path, "passes", {"rows": [1]})
+    timing.save(path, "decode", {"rows": [2]})
+    timing.save(path, "passes", {"rows": [3]})
+    assert json.loads(path.read_text("utf-8")) == {"passes": {"rows": [3]}, "decode": {"rows": [2]}}
+
+
+def test_a_contender_that_fails_does_not_stop_the_others():
+    def broken():
+        raise RuntimeError("out of memory\nand more")
+
+    found = timing.contest({"a": lambda: lambda: 1.0, "b": broken, "c": lambda: lambda: 2.0}, 3,
+                           "cpu", float)
+    assert found["b"] == {"failed": "RuntimeError: out of memory"}
+    assert (found["a"]["error"], found["c"]["error"]) == (1.0, 2.0)
+    assert found["a"]["seconds"] > 0
