@@ -1,8 +1,9 @@
 """Fused attention in Triton: the online softmax (online.py), a block of queries to a program.
 
 Dao et al. (2022), Dao (2023). The scores of a block of queries with a block of keys live in
-registers and are never written: the traffic to memory is that of q, k, v and out, not T x S. The forward pass
-keeps one number a query, the log-sum-exp, and from it the backward pass makes the weights again.
+registers and are never written: the traffic to memory is that of q, k, v and out, not T x S. The
+forward pass keeps one number a query, the log-sum-exp, and from it the backward pass makes the
+weights again.
 
     forward       for each block of queries: pass over the keys           -> out, lse
     backward_q    for each block of queries: pass over the keys           -> dq, delta
@@ -58,18 +59,19 @@ def head(base, strides, b, h):
 def places(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to rows start.. of a head (rows, D), as a tile (BLOCK, BLOCK_D), and which it has.
 
-    Offsets are 64 bits wide: in the layout (B, T, H, D) one head may reach over 2^31 elements.
+    A head may reach over 2^31 elements, so where its tile begins takes 64 bits. Within a tile 32 do
+    (tame sees to it), and they cost half the registers.
     """
     base, row_stride, column_stride = head
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    tile = row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+    tile = row * row_stride + column * column_stride
     return base + tl.cast(start, tl.int64) * row_stride + tile, (start + row < rows) & (column < D)
 
 
 @triton.jit
 def load(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
          TAIL: tl.constexpr):  # fmt: skip
-    """Rows start.. of a head as a tile, zeros beyond its borders. TAIL: may it pass the last row."""
+    """Rows start.. of a head as a tile, zeros beyond its borders. TAIL: it may pass the end."""
     pointers, inside = places(head, start, rows, D, BLOCK_D, BLOCK)
     if TAIL or D != BLOCK_D:
         return tl.load(pointers, mask=inside, other=0.0)
@@ -355,7 +357,8 @@ def backward_kv_kernel(q, k, v, lse, do, delta, dk, dv, q_strides, k_strides, v_
     sum_v = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     lo, full_lo, full_hi, hi = queries_of(start, job, CAUSAL, BLOCK_T, BLOCK_S)
     # The heads of a group one after another in here: programs that add up have no fixed order.
-    for h in range(kv * job.group, (kv + 1) * job.group):
+    # disable_licm: what the inner loops can make again is not kept in registers across this one.
+    for h in tl.range(kv * job.group, (kv + 1) * job.group, disable_licm=True):
         bh = b * job.H + h
         qh, doh = head(q, q_strides, b, h), head(do, do_strides, b, h)
         if CAUSAL or job.q_segments is not None:
@@ -379,6 +382,11 @@ def empty(like, length: int) -> torch.Tensor:
     return torch.empty((B, length, H, D), dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
+def tame(x) -> torch.Tensor:
+    """x (B, H, T, D), copied if its strides are such that a tile reaches over 2^31 elements."""
+    return x.contiguous() if 256 * max(x.stride()[2:]) >= 2**31 else x
+
+
 def forward(q, k, v, q_segments, k_segments, seed, causal, scale, window, softcap, dropout,
             blocks=None):  # fmt: skip
     """-> out (B, H, T, D), and lse (B, H, T) float32 in base 2. Checked arguments (operator.py).
@@ -386,6 +394,7 @@ def forward(q, k, v, q_segments, k_segments, seed, causal, scale, window, softca
     q_segments (B, T) and k_segments (B, S) contiguous integers, or None. seed (): int64 on the
     device, None without dropout. window and softcap may be None.
     """
+    q, k, v = map(tame, (q, k, v))
     (B, H, T, D), (_, KV, S, _) = q.shape, k.shape
     out = empty(q, T)
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
@@ -400,7 +409,8 @@ def forward(q, k, v, q_segments, k_segments, seed, causal, scale, window, softca
 
 def backward(do, q, k, v, out, lse, q_segments, k_segments, seed, causal, scale, window, softcap,
              dropout, blocks=None):  # fmt: skip
-    """The gradient do (B, H, T, D) of out -> dq, dk, dv. The other arguments as in forward."""
+    """The gradient do (B, H, T, D) of out -> dq, dk, dv. The rest is as in forward."""
+    do, q, k, v = map(tame, (do, q, k, v))
     (B, H, T, D), (_, KV, S, _) = q.shape, k.shape
     dq, dk, dv, delta = empty(q, T), empty(k, S), empty(v, S), torch.empty_like(lse)
     job = Job(H, H // KV, T, S, scale, softcap, window, q_segments, k_segments, dropout, seed)
@@ -420,7 +430,7 @@ def backward(do, q, k, v, out, lse, q_segments, k_segments, seed, causal, scale,
 def sources(D: int, dtype: torch.dtype, causal: bool, capability, **features) -> Iterator[Source]:
     """What triton.compile needs to compile each kernel without a GPU: see Source.
 
-    capability: (9, 0) and so on, or None for AMD. features: window, segments, softcap, dropout=True.
+    capability: (9, 0) and so on, None for AMD. features: window, segments, softcap, dropout=True.
     """
     configs = configurations(D, dtype, capability)
     for name, kernel in (

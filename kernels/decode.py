@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import attend, empty, head, places, store
+from .attention import attend, empty, head, places, store, tame
 from .launch import Job, Source, source_of
 
 ROWS = 64  # queries that a tile may hold, group x T
@@ -89,6 +89,7 @@ def decode(q, k, v, q_segments, k_segments, causal, scale, window, softcap, spli
 
     splits: into how many parts the keys are split; by default as many as fill the GPU.
     """
+    k, v = tame(k), tame(v)
     (B, H, T, D), (_, KV, S, _) = q.shape, k.shape
     out = empty(q, T)
     if not out.numel():

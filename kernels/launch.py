@@ -30,13 +30,12 @@ class Job(NamedTuple):
 
 
 # Tiles and how many warps and pipeline stages work on them: (BLOCK_T, BLOCK_S, warps, stages), by
-# the width of a tile and the bytes of a number. The first of each list is taken, the others are what
-# tuning tries. They fit the 99 KiB of shared memory of the smallest chips, unless "large" stands
-# before: data centres' chips (capability 8.0, 9.x, 10.x; CDNA).
+# the width of a tile and the bytes of a number. The first of each list is taken, the others are
+# what tuning tries. They fit the 99 KiB of shared memory of the smaller chips.
 CONFIGURATIONS = {
     "forward": {
-        (64, 2): [(128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4)],
-        (128, 2): [(128, 64, 8, 2), (128, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3)],
+        (64, 2): [(128, 64, 4, 2), (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 4)],
+        (128, 2): [(128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 32, 8, 3)],
         (256, 2): [(64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 4, 2)],
         (64, 4): [(64, 32, 4, 2), (32, 32, 4, 2)],
         (128, 4): [(32, 32, 4, 2), (32, 16, 4, 2)],
@@ -44,19 +43,29 @@ CONFIGURATIONS = {
     },
     "backward_q": {
         (64, 2): [(64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)],
-        (128, 2): [(64, 32, 4, 2), (64, 64, 8, 1), (128, 32, 8, 2)],
+        (128, 2): [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)],
         (256, 2): [(32, 32, 8, 1), (64, 16, 8, 1)],
         (64, 4): [(32, 32, 4, 1), (16, 32, 4, 1)],
         (128, 4): [(16, 16, 4, 1), (16, 32, 4, 1)],
         (256, 4): [(16, 16, 8, 1)],
     },
     "backward_kv": {
-        (64, 2): [(64, 64, 4, 2), (64, 128, 8, 2), (32, 64, 4, 3)],
-        (128, 2): [(32, 64, 4, 2), (64, 64, 8, 1), (32, 128, 8, 2)],
+        (64, 2): [(64, 128, 8, 2), (32, 64, 4, 2), (64, 64, 8, 2)],
+        (128, 2): [(64, 64, 8, 2), (32, 64, 8, 2), (32, 128, 8, 2)],
         (256, 2): [(16, 32, 8, 1), (32, 32, 8, 1)],
         (64, 4): [(32, 32, 4, 1), (32, 16, 4, 1)],
         (128, 4): [(16, 16, 4, 1), (32, 16, 4, 1)],
         (256, 4): [(16, 16, 8, 1)],
+    },
+}
+HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the small memory again
+    "forward": {
+        (64, 2): [(128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
+        (128, 2): [(128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 2)],
+    },
+    "backward_kv": {
+        (64, 2): [(64, 128, 8, 2), (64, 64, 4, 2), (64, 128, 8, 1)],
+        (128, 2): [(32, 128, 8, 2), (32, 64, 4, 2), (64, 64, 8, 1)],
     },
 }
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages")
@@ -68,8 +77,9 @@ def configurations(D: int, dtype: torch.dtype, capability: tuple[int, int] | Non
     capability: (9, 0) and so on; None for the interpreter and for AMD's chips.
     """
     key = max(64, triton.next_power_of_2(D)), dtype.itemsize
+    later = HOPPER if capability and (9, 0) <= capability < (12, 0) else {}
     return {
-        name: [dict(zip(NAMES, config)) for config in table[key]]
+        name: [dict(zip(NAMES, config)) for config in later.get(name, {}).get(key) or table[key]]
         for name, table in CONFIGURATIONS.items()
     }
 
@@ -85,7 +95,7 @@ def tuned(name: str, kernel, D: int, dtype: torch.dtype, capability):
 
 
 def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks=None) -> None:
-    """Run a kernel on programs(BLOCK_T, BLOCK_S) programs; `strided` tensors give their strides.
+    """Run a kernel on programs(BLOCK_T, BLOCK_S) programs. strided: tensors whose strides it takes.
 
     blocks (BLOCK_T, BLOCK_S): instead of the default. With RUNGS_AUTOTUNE=1 the best is searched.
     """
@@ -106,7 +116,7 @@ def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks
 
 
 class Source(NamedTuple):
-    """A kernel to be compiled without a GPU, in its usual form: strides and lengths that 16 divides.
+    """A kernel to be compiled without a GPU, in its usual form: 16 divides lengths and strides.
 
     source = triton.compiler.ASTSource(s.fn, s.signature, s.constexprs, s.attrs)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options=s.options)
@@ -129,7 +139,7 @@ def source_of(
     name: str, kernel, D: int, dtype: torch.dtype, config: dict, *, window=False, segments=False,
     softcap=False, dropout=False, **constants,
 ) -> Source:  # fmt: skip
-    """The Source of a kernel; config and constants give its constexprs. Features: which are used."""
+    """The Source of a kernel. Its constexprs are in config and constants; features: those used."""
     options = {k: v for k, v in config.items() if k.startswith("num_")}
     constants |= {k: v for k, v in config.items() if not k.startswith("num_")}
     constants |= dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)))

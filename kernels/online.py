@@ -9,8 +9,8 @@ largest so far, and when a larger one comes, shrink both sums by exp(old - new):
     total = total exp(m - m_new) + sum p
     out = out exp(m - m_new) + p v
 
-with p = exp(s - m_new) of this block of keys. Of all the weights only lse = m + log total is kept, a
-number a query: the backward pass makes each of them again as exp(s - lse). This is the step from
+with p = exp(s - m_new) of this block of keys. Of all the weights only lse = m + log total is kept,
+a number a query: the backward pass makes each of them again as exp(s - lse). This is the step from
 naive.py to attention.py, which does the same on a GPU. One head: q (T, D), k and v (S, D).
 """
 
@@ -36,7 +36,7 @@ def forward(q, k, v, causal=False, scale=None, block=16):
         keys, values = k[start:start + block], v[start:start + block]
         scores = scores_of(q, keys, start, len(k), causal, scale)
         m_new = np.maximum(m, scores.max(1))
-        base = np.where(np.isinf(m_new), 0, m_new)  # while nothing was seen: -inf - -inf is no number
+        base = np.where(np.isinf(m_new), 0, m_new)  # nothing seen yet: -inf - -inf is no number
         p = np.exp(scores - base[:, None])
         shrink = np.exp(m - base)
         total = total * shrink + p.sum(1)

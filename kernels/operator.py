@@ -1,4 +1,4 @@
-"""The kernels as one operator of PyTorch: checked, differentiable, and whole under torch.compile."""
+"""Attention as an operator of PyTorch: checked, differentiable, unbroken under torch.compile."""
 
 import math
 

@@ -1,10 +1,19 @@
 """What the tests of whole runs share: tiny data, small models, command lines without a process."""
 
 import itertools
+import os
 import sys
 
 import pytest
 import torch
+
+# Without a GPU Triton's interpreter runs the kernels, if it is asked to before they are imported;
+# the processes that tests start are asked for nothing.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import kernels  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import nanogpt
 import train
