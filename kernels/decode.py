@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .attention import attend, empty, head, places, store, tame
-from .launch import Job, Source, source_of
+from .launch import OPTIONS, Job, Source, source_of
 
 ROWS = 64  # queries that a tile may hold, group x T
 
@@ -109,14 +109,16 @@ def decode(q, k, v, q_segments, k_segments, causal, scale, window, softcap, spli
     job = Job(H, H // KV, T, S, scale, softcap, window, q_segments, k_segments, 0.0, None)
     BLOCK_D = max(16, triton.next_power_of_2(D))
     rows = max(16, triton.next_power_of_2(H // KV * T))
-    split_kernel[(B * KV * splits,)](
-        q, k, v, parts, part_lse, q.stride(), k.stride(), v.stride(), job, begin, length, splits,
-        D=D, BLOCK_D=BLOCK_D, CAUSAL=causal, ROWS=rows, BLOCK_S=block, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    combine_kernel[(B * H * T,)](
-        parts, part_lse, out, out.stride(), H, T, splits, D=D, BLOCK_D=BLOCK_D,
-        SPLITS=triton.next_power_of_2(splits), num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        split_kernel[(B * KV * splits,)](
+            q, k, v, parts, part_lse, q.stride(), k.stride(), v.stride(), job, begin, length,
+            splits, D=D, BLOCK_D=BLOCK_D, CAUSAL=causal, ROWS=rows, BLOCK_S=block, num_warps=4,
+            num_stages=2, **OPTIONS,
+        )  # fmt: skip
+        combine_kernel[(B * H * T,)](
+            parts, part_lse, out, out.stride(), H, T, splits, D=D, BLOCK_D=BLOCK_D,
+            SPLITS=triton.next_power_of_2(splits), num_warps=4, **OPTIONS,
+        )  # fmt: skip
     return out
 
 

@@ -34,7 +34,7 @@ class Job(NamedTuple):
 # what tuning tries. They fit the 99 KiB of shared memory of the smaller chips.
 CONFIGURATIONS = {
     "forward": {
-        (64, 2): [(128, 64, 4, 2), (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 4)],
+        (64, 2): [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2)],
         (128, 2): [(128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 32, 8, 3)],
         (256, 2): [(64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 4, 2)],
         (64, 4): [(64, 32, 4, 2), (32, 32, 4, 2)],
@@ -50,8 +50,8 @@ CONFIGURATIONS = {
         (256, 4): [(16, 16, 8, 1)],
     },
     "backward_kv": {
-        (64, 2): [(64, 128, 8, 2), (32, 64, 4, 2), (64, 64, 8, 2)],
-        (128, 2): [(64, 64, 8, 2), (32, 64, 8, 2), (32, 128, 8, 2)],
+        (64, 2): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 128, 8, 2)],
+        (128, 2): [(64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 8, 3)],
         (256, 2): [(16, 32, 8, 1), (32, 32, 8, 1)],
         (64, 4): [(32, 32, 4, 1), (32, 16, 4, 1)],
         (128, 4): [(16, 16, 4, 1), (32, 16, 4, 1)],
@@ -65,9 +65,10 @@ HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the smal
     },
     "backward_kv": {
         (64, 2): [(64, 128, 8, 2), (64, 64, 4, 2), (64, 128, 8, 1)],
-        (128, 2): [(32, 128, 8, 2), (32, 64, 4, 2), (64, 64, 8, 1)],
+        (128, 2): [(32, 128, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)],
     },
 }
+OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages")
 
 
@@ -107,12 +108,13 @@ def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks
     def grid(meta):
         return (programs(meta["BLOCK_T"], meta["BLOCK_S"]),)
 
-    if blocks is None and q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
-        return tuned(name, kernel, D, q.dtype, capability)[grid](*arguments, **shape)
     config = configurations(D, q.dtype, capability)[name][0]
     if blocks is not None:
         config = config | dict(zip(NAMES, blocks))
-    kernel[grid](*arguments, **shape, **config)
+    elif q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
+        kernel, config = tuned(name, kernel, D, q.dtype, capability), {}
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        kernel[grid](*arguments, **shape, **config, **OPTIONS)
 
 
 class Source(NamedTuple):
@@ -140,7 +142,7 @@ def source_of(
     softcap=False, dropout=False, **constants,
 ) -> Source:  # fmt: skip
     """The Source of a kernel. Its constexprs are in config and constants; features: those used."""
-    options = {k: v for k, v in config.items() if k.startswith("num_")}
+    options = OPTIONS | {k: v for k, v in config.items() if k.startswith("num_")}
     constants |= {k: v for k, v in config.items() if not k.startswith("num_")}
     constants |= dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)))
     job = Job(*["i32"] * 4, "fp32", *["constexpr"] * 4, "fp32", "constexpr")

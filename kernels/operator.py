@@ -140,7 +140,7 @@ def check(q, k, v) -> None:
         raise ValueError(f"v must have the shape of k, {tuple(k.shape)}, not {tuple(v.shape)}.")
     if not 1 <= q.shape[3] <= 256:
         raise ValueError(f"the head width of q must be from 1 to 256, not {q.shape[3]}.")
-    if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
+    if min(q.shape[1], k.shape[1]) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"the {k.shape[1]} heads of k must divide the {q.shape[1]} of q.")
     if reason := unavailable(q.device):
         raise ValueError(f"q is on {q.device}: {reason}")

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-# Without a GPU Triton's interpreter runs the kernels, if it is asked to before they are imported;
-# the processes that tests start are asked for nothing.
+# Without a GPU Triton's interpreter runs the kernels, if it is asked to before they are imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     import kernels  # noqa: F401
@@ -31,6 +30,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """For tests that launch kernels: Triton's interpreter, where there is no GPU."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
