@@ -390,7 +390,8 @@ def test_auto_is_what_is_right_for_the_machine():
     ("--model=gpt --attention=triton", "TRITON_INTERPRET"),
     ("--model=lstm --attention=sdpa", "transformer and gpt"),
 ])
-def test_an_attention_that_cannot_be_is_refused(flags, said, words, command, monkeypatch):
+def test_an_attention_that_cannot_be_is_refused(flags, said, words, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(attention.kernels, "unavailable", lambda device: "set TRITON_INTERPRET=1.")
     code, _, error = command(train.main, *flags.split(), f"--data={words}", "--lines", "--steps=1",
                              "--device=cpu", "--out=run")
