@@ -121,7 +121,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES)
-@pytest.mark.parametrize("T, S", [(40, 40), (21, 50), (50, 21), (1, 33), (33, 1)])
+@pytest.mark.parametrize("T, S", [(33, 33), (17, 40), (40, 17), (1, 33), (33, 1)])
 def test_agrees_with_the_definition(poison, options, T, S):
     agree(*inputs(T=T, S=S, H=1, KV=1), **options)
 
@@ -138,15 +138,15 @@ def test_documents_do_not_see_each_other(poison, options, T, S):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("name", ["full", "window", "softcap"])
 def test_half_precision(poison, dtype, name):
-    agree(*inputs(T=40, S=50, KV=1, dtype=dtype), **FEATURES[name])
+    agree(*inputs(T=33, S=40, H=1, KV=1, dtype=dtype), **FEATURES[name])
 
 
 @pytest.mark.parametrize("H, KV", [(4, 2), (3, 1), (3, 3)])
 def test_heads_in_groups(poison, H, KV):
-    agree(*inputs(B=2, H=H, KV=KV, T=18, S=33), causal=True)
+    agree(*inputs(H=H, KV=KV, T=18, S=20), causal=True)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 48])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33])
 def test_lengths_around_the_borders_of_blocks(poison, length):
     for options in (dict(causal=True), dict(causal=True, window=16), {}):
         agree(*inputs(H=1, KV=1, T=length, S=length), **options)
@@ -154,9 +154,9 @@ def test_lengths_around_the_borders_of_blocks(poison, length):
     agree(*inputs(H=1, KV=1, T=length, S=33), causal=True, window=17)
 
 
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 31, 32, 33, 100])
+@pytest.mark.parametrize("window", [2, 15, 16, 17, 32, 33, 100])
 def test_windows_around_the_borders_of_blocks(poison, window):
-    agree(*inputs(H=1, KV=1, T=47, S=52), causal=True, window=window)
+    agree(*inputs(H=1, KV=1, T=40, S=49), causal=True, window=window)
 
 
 @pytest.mark.parametrize("D", [1, 8, 16, 17, 24, 64, 80, 96, 128, 200, 256])
@@ -177,7 +177,7 @@ def test_blocks_as_they_are_chosen(poison, dtype):
 
 def test_random_shapes_and_features(poison):
     draw = random.Random(3)
-    for i in range(12):
+    for i in range(10):
         KV, T, S, B = draw.choice([1, 2]), draw.randint(1, 40), draw.randint(1, 40), 1
         options = dict(causal=draw.random() < 0.7)
         if options["causal"] and draw.random() < 0.5:
@@ -228,7 +228,7 @@ def test_a_query_sees_what_it_should():
 
 
 def test_large_scores_do_not_overflow(poison):
-    q, k, v, do = inputs(T=33, S=40)
+    q, k, v, do = inputs(H=1, KV=1, T=17, S=33)
     agree(q * 60, k * 60, v, do, causal=True)
     agree(q * 60, k * 60, v, do, softcap=30.0)
 
@@ -377,10 +377,10 @@ def test_compiles_without_a_break(backend):
 
 
 def test_compiles_for_lengths_that_change():
-    compiled = torch.compile(
-        lambda q, k, v: kernels.attention(q, k, v, causal=True), backend="aot_eager", fullgraph=True,
-        dynamic=True,
-    )  # fmt: skip
+    def model(q, k, v):
+        return kernels.attention(q, k, v, causal=True)
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for T in (3, 5, 9):
         q, k, v, do = inputs(T=T, S=T)
         for x, y in zip(
