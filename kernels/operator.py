@@ -99,7 +99,8 @@ def attention(
 
     ValueError: arguments that do not fit each other, or a device without these kernels.
     """
-    dtype = None
+    if reason := unavailable(q.device):
+        raise ValueError(f"q is on {q.device}: {reason}")
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) if x.dtype in DTYPES else x for x in (q, k, v))
@@ -115,9 +116,7 @@ def attention(
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if not needs_grad and decoding.suits(q, k):
             return split(q, k, v, q_segments, k_segments, causal, scale, window, softcap)
-    return fused(
-        q, k, v, q_segments, k_segments, seed, causal, float(scale), window, softcap, float(dropout)
-    )[0]
+    return fused(q, k, v, q_segments, k_segments, seed, causal, scale, window, softcap, dropout)[0]
 
 
 def check(q, k, v) -> None:
@@ -142,13 +141,11 @@ def check(q, k, v) -> None:
         raise ValueError(f"the head width of q must be from 1 to 256, not {q.shape[3]}.")
     if min(q.shape[1], k.shape[1]) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"the {k.shape[1]} heads of k must divide the {q.shape[1]} of q.")
-    if reason := unavailable(q.device):
-        raise ValueError(f"q is on {q.device}: {reason}")
 
 
 def check_options(causal, scale, window, softcap, dropout) -> None:
     """ValueError for options out of their range."""
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be a finite number, not {scale}.")
     if window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(f"window must be a whole number of keys, 1 or more, not {window}.")

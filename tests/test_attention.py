@@ -87,15 +87,18 @@ def worst(found, exact):
 
 
 def agree(q, k, v, do, blocks=SMALL, **options):
-    """The kernels' errors are at most twice those of PyTorch in the same precision."""
+    """The kernels' errors are at most twice those of PyTorch in the same precision.
+
+    That is the larger error of its own attention, which on a CPU sums half precision in float32
+    throughout, and of the definition; the former cannot cap scores.
+    """
     exact = derive(naive.attention, q, k, v, do, torch.float64, **options)
-    seen = naive.visible(q.shape[2], k.shape[2], options.get("causal"), options.get("window"),
-                         options.get("segments"), q.device)  # fmt: skip
-    plain = not options.get("softcap") and bool(seen.any(3).all())
-    peer = derive(torchs_own if plain else naive.attention, q, k, v, do, q.dtype, **options)
+    peers = [worst(derive(naive.attention, q, k, v, do, q.dtype, **options), exact)]
+    if not options.get("softcap"):
+        peers.append(worst(derive(torchs_own, q, k, v, do, q.dtype, **options), exact))
     found = run(q, k, v, do, blocks, **options)
     for name, mine, theirs, y in zip(
-        ("out", "dq", "dk", "dv"), worst(found, exact), worst(peer, exact), exact
+        ("out", "dq", "dk", "dv"), worst(found, exact), map(np.nanmax, zip(*peers)), exact
     ):
         size = y.abs().max().item() if y.numel() else 0
         tiny = 16 * torch.finfo(torch.float32).eps * max(1, size)
@@ -118,7 +121,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES)
-@pytest.mark.parametrize("T, S", [(40, 40), (21, 50), (50, 21), (1, 33), (33, 1)])
+@pytest.mark.parametrize("T, S", [(33, 33), (17, 40), (40, 17), (1, 33), (33, 1)])
 def test_agrees_with_the_definition(poison, options, T, S):
     agree(*inputs(T=T, S=S, H=1, KV=1), **options)
 
@@ -135,15 +138,15 @@ def test_documents_do_not_see_each_other(poison, options, T, S):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("name", ["full", "window", "softcap"])
 def test_half_precision(poison, dtype, name):
-    agree(*inputs(T=40, S=50, KV=1, dtype=dtype), **FEATURES[name])
+    agree(*inputs(T=33, S=40, H=1, KV=1, dtype=dtype), **FEATURES[name])
 
 
 @pytest.mark.parametrize("H, KV", [(4, 2), (3, 1), (3, 3)])
 def test_heads_in_groups(poison, H, KV):
-    agree(*inputs(B=2, H=H, KV=KV, T=18, S=33), causal=True)
+    agree(*inputs(H=H, KV=KV, T=18, S=20), causal=True)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 48])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33])
 def test_lengths_around_the_borders_of_blocks(poison, length):
     for options in (dict(causal=True), dict(causal=True, window=16), {}):
         agree(*inputs(H=1, KV=1, T=length, S=length), **options)
@@ -151,9 +154,9 @@ def test_lengths_around_the_borders_of_blocks(poison, length):
     agree(*inputs(H=1, KV=1, T=length, S=33), causal=True, window=17)
 
 
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 31, 32, 33, 100])
+@pytest.mark.parametrize("window", [2, 15, 16, 17, 32, 33, 100])
 def test_windows_around_the_borders_of_blocks(poison, window):
-    agree(*inputs(H=1, KV=1, T=47, S=52), causal=True, window=window)
+    agree(*inputs(H=1, KV=1, T=40, S=49), causal=True, window=window)
 
 
 @pytest.mark.parametrize("D", [1, 8, 16, 17, 24, 64, 80, 96, 128, 200, 256])
@@ -174,7 +177,7 @@ def test_blocks_as_they_are_chosen(poison, dtype):
 
 def test_random_shapes_and_features(poison):
     draw = random.Random(3)
-    for i in range(12):
+    for i in range(10):
         KV, T, S, B = draw.choice([1, 2]), draw.randint(1, 40), draw.randint(1, 40), 1
         options = dict(causal=draw.random() < 0.7)
         if options["causal"] and draw.random() < 0.5:
@@ -225,7 +228,7 @@ def test_a_query_sees_what_it_should():
 
 
 def test_large_scores_do_not_overflow(poison):
-    q, k, v, do = inputs(T=33, S=40)
+    q, k, v, do = inputs(H=1, KV=1, T=17, S=33)
     agree(q * 60, k * 60, v, do, causal=True)
     agree(q * 60, k * 60, v, do, softcap=30.0)
 
@@ -373,6 +376,19 @@ def test_compiles_without_a_break(backend):
     assert torch.equal(first, compiled(q, k, v)) and not torch.equal(first, second)
 
 
+def test_compiles_for_lengths_that_change():
+    def model(q, k, v):
+        return kernels.attention(q, k, v, causal=True)
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for T in (3, 5, 9):
+        q, k, v, do = inputs(T=T, S=T)
+        for x, y in zip(
+            derive(compiled, q, k, v, do, torch.float32), run(q, k, v, do, None, causal=True)
+        ):
+            assert torch.equal(x, y)
+
+
 def test_autocast():
     q, k, v, do = inputs()
     half = [x.bfloat16() for x in (q, k, v)]
@@ -407,6 +423,7 @@ def test_strides_too_large_for_a_tile_are_copied():
 REFUSED = {
     "(B, heads, length, D)": lambda q, k, v: ((q[0], k, v), {}),
     "float16, bfloat16 or float32": lambda q, k, v: ((q.double(), k, v), {}),
+    "q is on meta": lambda q, k, v: ((q.to("meta"), k, v), {}),
     "the dtype of q": lambda q, k, v: ((q, k.half(), v), {}),
     "device of q": lambda q, k, v: ((q, k.to("meta"), v), {}),
     "rows of q": lambda q, k, v: ((q, k[:0], v), {}),
