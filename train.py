@@ -87,15 +87,18 @@ def train(
     run: Path,
     about: dict,
     resume: dict | None = None,
+    lr_shares: dict[str, float] | None = None,
 ) -> Progress:
     """Train the model in place until config.steps, or until patience runs out.
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
     nats, a scalar. evaluate(): the validation loss. about: plain values that go into every
-    checkpoint. resume: a checkpoint to go on from. Into run go metrics.jsonl, last.pt and best.pt.
+    checkpoint. resume: a checkpoint to go on from. lr_shares: as of make_optimizers. Into run go
+    metrics.jsonl, last.pt and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
-    optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
+    how = (config.optimizer, config.lr, config.weight_decay)
+    optimizers = make_optimizers(model, *how, lr_shares)
     scaler = machine.scaler()
     average = Average(model, config.average)
     progress = Progress()
@@ -162,7 +165,8 @@ def train(
             started = time.monotonic()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * lr_factor(progress.step, config)
+                    share = group.get("lr_share", 1.0)
+                    group["lr"] = config.lr * lr_factor(progress.step, config) * share
             batch = batches(config.seed, progress.step)
             tokens, nats = count(batch), 0.0
             own = parts(batch, config.accumulate * world)[processes.rank::world]
