@@ -74,20 +74,21 @@ def logits(bags: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
 
 def fit(
     train: list[tuple[str, tuple[int, ...]]], val: list[tuple[str, tuple[int, ...]]],
-    classes: int, class_weights: Tensor | None = None,
+    classes: int, class_weights: Tensor | None = None, kinds: tuple[str, ...] = FEATURES,
 ) -> tuple[Regression, dict]:
     """The regression, with features and decay of the weights chosen by accuracy on val.
 
-    Each text with its labels. Of several labels each counts as an example. Returns what was chosen
-    too. Minimised by L-BFGS (Liu & Nocedal 1989), from the strongest decay to the weakest.
+    Each text with its labels. Of several labels each counts as an example. kinds: those of FEATURES
+    to choose from. Returns what was chosen too. Minimised by L-BFGS (Liu & Nocedal 1989), from the
+    strongest decay to the weakest.
     """
     best, chosen = None, {}
     pairs = [(i, label) for i, (_, labels) in enumerate(train) for label in labels]
     rows = torch.tensor([i for i, _ in pairs])
     targets = torch.tensor([label for _, label in pairs])
-    with tqdm(total=len(FEATURES) * len(DECAYS), desc="n-grams", leave=False, delay=2,
+    with tqdm(total=len(kinds) * len(DECAYS), desc="n-grams", leave=False, delay=2,
               disable=None) as bar:
-        for kind in FEATURES:
+        for kind in kinds:
             counts = Counts([text for text, _ in train], kind)
             bags, judged = counts([text for text, _ in train]), counts([text for text, _ in val])
             if not counts.places or not len(bags[0]):

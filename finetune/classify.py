@@ -10,7 +10,7 @@ import io
 from argparse import Namespace
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -274,9 +274,8 @@ def new_run(args: Namespace) -> Path:
     lengths = sorted(map(len, splits["train"].sequences))
     rows = 64 if lengths[len(lengths) // 2] < 64 else 16
     rows = args.batch_size or rows
-    width = pretrained.config.sizes.get("width", 128)
     steps = min(2000, max(100, 10 * -(-len(splits["train"].pairs) // max(rows, 1))))
-    defaults = dict(steps=steps, batch_size=rows, lr=settings.default_lr(tuning.tune, width))
+    defaults = dict(steps=steps, batch_size=rows)
     config = settings.config_of(pretrained.config, args, defaults)
     name = f"{path.parent.name if path.is_file() else path.resolve().name}-{task.name}"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
@@ -299,7 +298,9 @@ def about_of(pretrained: Pretrained, config: Config, finetune: dict) -> dict:
         "kind": text.kind if text else "text", "separated": True,
         "fingerprint": runs.fingerprint(text.splits) if text else None,
     }
-    own = {"finetune": finetune | {"pretrained_block_size": pretrained.block_size}}
+    before = {"pretrained_block_size": pretrained.block_size,
+              "pretrained_optimizer": pretrained.optimizer}
+    own = {"finetune": finetune | before}
     return {"config": asdict(config) | seen | own, "tokenizer": pretrained.tokenizer.to_dict()}
 
 
@@ -369,8 +370,9 @@ def pretrained_of(checkpoint: dict, config: Config) -> Pretrained:
     saved = checkpoint["config"]
     text, note = pretraining_text(saved, saved["finetune"]["replay_data"])
     tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
-    size = saved["finetune"]["pretrained_block_size"]
-    return Pretrained(Path(saved["finetune"]["from"]), config, tokenizer, {}, size, text, note)
+    before = {name: saved["finetune"][f"pretrained_{name}"] for name in ("block_size", "optimizer")}
+    return Pretrained(Path(saved["finetune"]["from"]), config, tokenizer, {}, text=text, note=note,
+                      **before)
 
 
 def carry_out(
@@ -567,9 +569,14 @@ def from_random(
     """The same network from random weights, all learning; gone on with where it was stopped."""
     print("the same network from random weights:")
     run.mkdir(exist_ok=True)
-    resume = runs.load_checkpoint(run / "last.pt") if (run / "last.pt").exists() else None
-    config = restore_config(asdict(config) | {"lr": settings.default_lr(
-        "all", config.sizes.get("width", 128))})
+    resume = None
+    if (run / "last.pt").exists():
+        resume = runs.load_checkpoint(run / "last.pt")
+        resume["progress"] = train.mend(run, run / "last.pt", resume)
+    if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
+        optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
+        rate = settings.default_lr(optimizer, "all", width)
+        config = replace(config, optimizer=optimizer, lr=rate)
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
 
 

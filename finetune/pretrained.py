@@ -24,7 +24,8 @@ LONGEST = 2048  # tokens of a row, if the user names no block size
 class Pretrained:
     """A run to begin with. config: its settings, with the sizes that it is finetuned in.
 
-    block_size: that of pretraining, which its loss is measured in; config has that of finetuning.
+    block_size, optimizer: those of pretraining, the first to measure its loss in; config has those
+    of finetuning.
     text: what was pretrained on, or None where it is not to be had; note: why not.
     """
 
@@ -33,6 +34,7 @@ class Pretrained:
     tokenizer: data.Tokenizer
     weights: dict[str, torch.Tensor]
     block_size: int
+    optimizer: str
     text: data.Dataset | None
     note: str = ""
 
@@ -84,9 +86,9 @@ def load(
         size = config.block_size
     weights = sample.weights_of(checkpoint)
     dataset, note = pretraining_text(saved, text)
-    before = config.block_size
+    before = (config.block_size, config.optimizer)
     config = replace(config, sizes=sizes, block_size=size)
-    return Pretrained(Path(path), config, tokenizer, weights, before, dataset, note)
+    return Pretrained(Path(path), config, tokenizer, weights, *before, dataset, note)
 
 
 def pretraining_text(saved: dict, text: str | None) -> tuple[data.Dataset | None, str]:

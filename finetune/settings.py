@@ -41,7 +41,8 @@ def add_flags(parser: cli.Parser) -> None:
     add(group, "block_size", "tokens of a row (default: what fits the texts)")
     add(group, "lr", "learning rate at its peak (default by --tune and width)", float)
     add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
-    add(group, "optimizer", "(default adamw)", str, choices=list(OPTIMIZERS))
+    text = "(default: that of pretraining; adamw for --tune=head and lora)"
+    add(group, "optimizer", text, str, choices=list(OPTIMIZERS))
     add(group, "schedule", "(default cosine)", str, choices=list(SCHEDULES))
     add(group, "weight_decay", "of matrices (default 0.01)", float)
     add(group, "dropout", "(default: that of pretraining)", float)
@@ -103,12 +104,14 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
     ValueError: one that cannot work.
     """
     chosen = given(args)
-    steps = chosen.get("steps", defaults["steps"])
+    steps, tune = chosen.get("steps", defaults["steps"]), chosen.get("tune", "all")
+    optimizer = chosen.get("optimizer") or default_optimizer(config, tune)
     plain = dict(
-        warmup=min(100, steps // 10), optimizer="adamw", weight_decay=0.01, clip=1.0,
+        warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
+        lr=default_lr(optimizer, tune, config.sizes.get("width", 128)), weight_decay=0.1,
         eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
         compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
-        checkpointing=False, shard=False, block_size=config.block_size,
+        checkpointing=False, shard=False,
     )
     chosen = plain | defaults | chosen | {"block_size": config.block_size}
     names = asdict(config).keys() - {"model", "data", "lines", "sizes", "tokenizer", "vocab_size"}
@@ -122,8 +125,15 @@ def machine_of(config: Config) -> Machine:
     return choose(config.device, config.dtype)
 
 
-def default_lr(tune: str, width: int) -> float:
-    """Larger where less of the network learns, smaller for wider ones."""
+def default_optimizer(config: Config, tune: str) -> str:
+    """That of pretraining, where it is one for all weights; small additions go with adamw."""
+    return config.optimizer if tune in ("all", "last") else "adamw"
+
+
+def default_lr(optimizer: str, tune: str, width: int) -> float:
+    """Larger where less of the network learns; of adamw smaller for wider networks."""
+    if optimizer == "muon":
+        return 0.01
     rates = {"all": 1e-3, "last": 1e-3, "lora": 3e-3, "head": 1e-2}
     return rates[tune] * min(1.0, (128 / width) ** 0.5)
 
