@@ -44,6 +44,7 @@ from .pretrained import (
 )
 
 TOKENS = 16384  # of a batch that is only judged
+EPOCHS, MOST = 10, 3000  # of the texts, and steps, at most, if the user says nothing
 SKEWED = 10  # times the rarest label: a commoner one is weighed less
 
 
@@ -266,17 +267,7 @@ def new_run(args: Namespace) -> Path:
     pretrained = load(path, args.block_size, fitting(task, tokenizer), args.dropout,
                       args.replay_data)
     splits = encode_splits(task, pretrained)
-    balance = args.balance
-    if balance is None:
-        balance = default_balance(splits["train"].labels)
-    if not 0 <= balance <= 1:
-        raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
-    lengths = sorted(map(len, splits["train"].sequences))
-    rows = 64 if lengths[len(lengths) // 2] < 64 else 16
-    rows = args.batch_size or rows
-    steps = min(2000, max(100, 10 * -(-len(splits["train"].pairs) // max(rows, 1))))
-    defaults = dict(steps=steps, batch_size=rows)
-    config = settings.config_of(pretrained.config, args, defaults)
+    config, balance = config_for(pretrained, splits, args)
     name = f"{path.parent.name if path.is_file() else path.resolve().name}-{task.name}"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     absolute = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test") if n in asked}
@@ -289,6 +280,24 @@ def new_run(args: Namespace) -> Path:
     })
     carry_out(pretrained, task, splits, config, run, about)
     return run
+
+
+def config_for(
+    pretrained: Pretrained, splits: dict[str, Encoded], args: Namespace
+) -> tuple[Config, float]:
+    """The settings for these texts, and the power that balances their labels.
+
+    ValueError: one that cannot work.
+    """
+    train = splits["train"]
+    balance = default_balance(train.labels) if args.balance is None else args.balance
+    if not 0 <= balance <= 1:
+        raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
+    lengths = sorted(map(len, train.sequences))
+    rows = args.batch_size or (64 if lengths[len(lengths) // 2] < 64 else 16)
+    steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
+    config = settings.config_of(pretrained.config, args, dict(steps=steps, batch_size=rows))
+    return config, balance
 
 
 def about_of(pretrained: Pretrained, config: Config, finetune: dict) -> dict:

@@ -156,13 +156,11 @@ def cut(ids: list[int], most: int) -> list[int]:
 
 
 def log(every: list[dict], how: str, kind: str, prompts, expected, said) -> None:
-    """Add answers to the record of all: greedy first, then the sampled ones to the same entries."""
-    known = {(entry["kind"], entry["prompt"], entry["expected"]): entry for entry in every}
-    for prompt, right, (text, _) in zip(prompts, expected, said):
-        entry = known.get((kind, prompt, right))
-        if entry is None:
-            entry = {"kind": kind, "prompt": prompt, "expected": right}
-            every.append(entry)
+    """Add answers to the record of all: the first of HOWS makes the entries of a kind."""
+    if how == next(iter(HOWS)):
+        every += [{"kind": kind, "prompt": prompt, "expected": right}
+                  for prompt, right in zip(prompts, expected)]
+    for entry, (text, _) in zip([e for e in every if e["kind"] == kind], said, strict=True):
         entry[how] = text
 
 

@@ -30,7 +30,7 @@ from .chat import Chunk, Conversation
 from .pretrained import LONGEST, Pretrained, Replay, load, pretraining_loss, seen_in_pretraining
 
 LEAST = 512  # tokens of a row: room for a tale
-STRINGS = 0.25  # of the rows of a batch are string tasks alone; others have some where there is room
+STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 

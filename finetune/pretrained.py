@@ -52,14 +52,14 @@ class Pretrained:
 
 
 def load(
-    path: Path, kind: str = "", block_size: int | None = None, fits: int = 0,
-    dropout: float | None = None, text: str | None = None,
+    path: Path, block_size: int | None = None, fits: int = 0, dropout: float | None = None,
+    text: str | None = None,
 ) -> Pretrained:
     """The run at a path, as it is to be finetuned.
 
-    kind: "instruct" where it must not be a run that sorts. block_size: tokens of a row; None: that
-    of the run, or `fits` if that is more and the model has no learned positions. text: where the
-    pretraining text is, if not where the run says. ValueError: no such run, or of a wrong kind.
+    block_size: tokens of a row; None: that of the run, or `fits` if that is more and the model has
+    no learned positions. text: where the pretraining text is, if not where the run says.
+    ValueError: no such run, or of a wrong kind.
     """
     checkpoint = runs.load_checkpoint(path)
     saved = checkpoint["config"]

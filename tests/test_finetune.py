@@ -479,14 +479,14 @@ def test_packed_conversations_do_not_see_each_other(letters, stage):
 
 
 def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
-    chunks = [chat.encode(Conversation(["a" * n, "b"]), letters, 40) for n in range(1, 20)]
+    chunks = [chat.encode(Conversation(["a" * n, "b"]), letters, 99) for n in range(1, 15)]
 
     def fresh(generator):
         prompt, answer, _ = strings.make(generator)
-        return chat.encode(Conversation([prompt, answer]), letters, 40)
+        return chat.encode(Conversation([prompt, answer]), letters, 99)
 
     def make():
-        return chat.ChatBatches(chat.pack(chunks, 40), 40, 3, fresh, fresh_rows=1)
+        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, fresh, fresh_rows=1)
 
     one, other = make(), make()
     batches = [one(5, step) for step in range(6)]
