@@ -20,12 +20,12 @@ finetune: runs/taught/result.json
 
 runs/teller/result.json: | .venv/installed
 	if [ -f runs/teller/last.pt ]; then $(BIN)/python train.py --resume=runs/teller; else \
-	$(BIN)/python train.py $(PRETRAINED) --out=runs/teller; fi
+	rm -rf runs/teller && $(BIN)/python train.py $(PRETRAINED) --out=runs/teller; fi
 
 runs/taught/result.json: runs/teller/result.json
 	if [ -f runs/taught/last.pt ]; then \
 	$(BIN)/python -m finetune.instruct --resume=runs/taught; else \
-	$(BIN)/python -m finetune.instruct --from=runs/teller $(TAUGHT) --out=runs/taught; fi
+	rm -rf runs/taught && $(BIN)/python -m finetune.instruct --from=runs/teller $(TAUGHT) --out=runs/taught; fi
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -85,11 +85,18 @@ def layout(parts: list[list[int]]) -> tuple[list[int], list[bool]]:
     return ids, learned
 
 
-def question(messages: list[str], tokenizer: data.Tokenizer) -> list[int]:
-    """The tokens to go on from with an answer to the last of an odd number of messages."""
+def question(
+    messages: list[str], tokenizer: data.Tokenizer, most: int | None = None
+) -> tuple[list[int], int]:
+    """The tokens to go on from with an answer to the last of an odd number of messages, and how
+    many are cut off so that there are no more than `most`: of the first message its beginning, and
+    if that is not enough, all but the last ones."""
     assert len(messages) % 2
     parts = [known_ids(tokenizer, message)[0] for message in messages]
-    return [*layout(parts)[0], ASSISTANT]
+    excess = max(0, len(layout(parts)[0]) + 1 - most) if most else 0
+    parts[0] = parts[0][min(excess, max(0, len(parts[0]) - 1)):]
+    ids = [*layout(parts)[0], ASSISTANT]
+    return ids[-most:] if most else ids, excess
 
 
 def pack(chunks: list[Chunk], length: int) -> list[list[Chunk]]:

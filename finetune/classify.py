@@ -410,6 +410,7 @@ def carry_out(
         "kind": "classify", "task": task.name, "from": str(pretrained.path),
         "model": config.model, "data": config.data, "labels": len(task.labels),
         "test_texts": len(splits["test"].sequences),
+        "cut": {split: encoded.cut for split, encoded in splits.items()},
         "steps": progress.step, "best_step": progress.best_step,
         "seconds": round(progress.seconds, 1), "val_loss": progress.best_loss,
         "parameters": count(classifier)[1], "trained_parameters": saved["trained_parameters"],

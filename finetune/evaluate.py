@@ -118,41 +118,42 @@ def judge_chat(
     asked = [(tale, n) for tale in found.tales for n in range(len(tale.get("questions", ())))]
     if found.own:
         result["own_loss"] = answer_loss(model, tokenizer, found.own, block_size, machine)
-    for how, temperature in HOWS.items():
-        def ask(messages: list[list[str]], length: int, what: str):
-            prompts = [cut(question(m, tokenizer), block_size - 1) for m in messages]
-            return chat.answers(model, tokenizer, prompts, length, temperature, seed,  # noqa: B023
-                                f"{what}, {how}")  # noqa: B023
+    shortened: dict[str, int] = {}
 
+    def ask(messages: list[list[str]], length: int, how: str, what: str):
+        prompts = [question(several, tokenizer, block_size - 1) for several in messages]
+        shortened[what] = sum(excess > 0 for _, excess in prompts)
+        return chat.answers(model, tokenizer, [ids for ids, _ in prompts], length, HOWS[how], seed,
+                            f"{what}, {how}")
+
+    for how in HOWS:
         if found.tales:
-            told = ask([[tale["prompt"]] for tale in found.tales], block_size, "tales")
+            told = ask([[tale["prompt"]] for tale in found.tales], block_size, how, "tales")
             result["tales"][how] = judge_tales(found.tales, told, judge)
             log(every, how, "tale", [tale["prompt"] for tale in found.tales],
                 [tale["text"] for tale in found.tales], told)
         if asked:
             right = [tale["questions"][n]["answer"] for tale, n in asked]
-            said = ask([[tale_question(tale, n)] for tale, n in asked], short, "questions")
+            said = ask([[tale_question(tale, n)] for tale, n in asked], short, how,
+                       "questions")
             result.setdefault("questions", {})[how] = judge_answers(right, said)
             log(every, how, "question", [t["questions"][n]["question"] for t, n in asked], right,
                 said)
         for kind, several in found.strings.items():
-            said = ask([[prompt] for prompt, _, _ in several], short, f"string tasks, {kind}")
+            said = ask([[prompt] for prompt, _, _ in several], short, how,
+                       f"string tasks, {kind}")
             scores = result.setdefault("strings", {}).setdefault(how, {})
             scores[kind] = judge_strings(several, said)
             log(every, how, f"string, phrasing {kind}", [prompt for prompt, _, _ in several],
                 [answer for _, answer, _ in several], said)
         if found.own:
-            said = ask([talk.messages[:-1] for talk in found.own], block_size, "own prompts")
+            said = ask([talk.messages[:-1] for talk in found.own], block_size, how,
+                       "own prompts")
             right = [talk.messages[-1] for talk in found.own]
             result.setdefault("own", {})[how] = judge_answers(right, said)
             log(every, how, "own", [talk.messages[-2] for talk in found.own], right, said)
     model.train(was_training)
-    return result, every
-
-
-def cut(ids: list[int], most: int) -> list[int]:
-    """The first token and the last ones, so that there are at most so many."""
-    return ids if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1:]]
+    return result | {"prompts_cut": {what: n for what, n in shortened.items() if n}}, every
 
 
 def log(every: list[dict], how: str, kind: str, prompts, expected, said) -> None:
@@ -236,7 +237,8 @@ def summary(result: dict) -> list[str]:
         low, high = value["interval"]
         return f"{value['mean']:{form}} ({low:{form}} to {high:{form}})"
 
-    lines = []
+    lines = [f"{what}: {n} prompts are longer than the block, and lose their beginning"
+             for what, n in result["prompts_cut"].items()]
     for name, what in (("tale_loss", "true tales"), ("own_loss", "true responses")):
         if name in result:
             loss = result[name]

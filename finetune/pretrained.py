@@ -24,9 +24,8 @@ LONGEST = 2048  # tokens of a row, if the user names no block size
 class Pretrained:
     """A run to begin with. config: its settings, with the sizes that it is finetuned in.
 
-    block_size, optimizer: those of pretraining, the first to measure its loss in; config has those
-    of finetuning.
-    text: what was pretrained on, or None where it is not to be had; note: why not.
+    block_size, optimizer: those of pretraining. text: what was pretrained on, or None where it is
+    not to be had; note: why not.
     """
 
     path: Path

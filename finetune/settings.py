@@ -1,5 +1,6 @@
 """The flags that classify and instruct share, and what they become."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -135,11 +136,13 @@ def default_lr(optimizer: str, tune: str, width: int) -> float:
     if optimizer == "muon":
         return 0.01
     rates = {"all": 1e-3, "last": 1e-3, "lora": 3e-3, "head": 1e-2}
-    return rates[tune] * min(1.0, (128 / width) ** 0.5)
+    return rates[tune] * min(1.0, 128 / width)
 
 
 def carefully(work: Callable[[], object]) -> int:
-    """The exit code of a command that trains."""
+    """The exit code of a command that trains. ValueError: torchrun started several of it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("finetuning is for one process; start it without torchrun.")
     try:
         work()
     except train.Stopped as stopped:

@@ -43,8 +43,9 @@ def chat(
     if config.get("finetune", {}).get("kind") != "instruct":
         raise ValueError(f"{run} never learned to talk; teach it: python -m finetune.instruct "
                          f"--from={run}")
-    if args.stop or args.num:
-        raise ValueError("--stop and --num are not for talking with a run; leave them out.")
+    if args.stop or args.num or args.compile:
+        raise ValueError("--stop, --num and --compile are not for talking with a run; leave them "
+                         "out.")
     sample.place(model, config, args)
     length = args.length or config["block_size"]
     talk = Talk(model, tokenizer, args.temperature, args.top_k, args.top_p, args.seed)
@@ -62,9 +63,13 @@ def chat(
 
 def turn(talk: Talk, text: str, length: int) -> None:
     """One question and its answer, printed as it comes."""
-    _, unseen = known_ids(talk.tokenizer, text)
+    ids, unseen = known_ids(talk.tokenizer, text)
+    limit = getattr(talk.model, "limit", None)
     if unseen:
         sample.say(f"note: {unseen} characters that the run has never seen are left out")
+    if limit and len(ids) + 3 > limit:
+        sample.say(f"note: the text has {len(ids)} tokens, more than the block of {limit} has room "
+                   "for; its beginning is cut off")
     for piece in talk.say(text, length):
         print(piece, end="", flush=True)
     print()

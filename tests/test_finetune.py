@@ -435,7 +435,9 @@ def test_the_format_and_what_is_learned(letters):
     assert chunk.inputs == [END, USER, a, b, ASSISTANT, c, TURN, USER, d, ASSISTANT, e, f]
     learned = [(i, t) for i, t in enumerate(chunk.targets) if t != IGNORED]
     assert learned == [(4, c), (5, TURN), (9, e), (10, f), (11, TURN)]
-    assert chat.question(["ab", "c", "d"], letters) == chunk.inputs[:10]
+    assert chat.question(["ab", "c", "d"], letters) == (chunk.inputs[:10], 0)
+    assert chat.question(["abcd"], letters, 5) == ([END, USER, c, d, ASSISTANT], 2)
+    assert chat.question(["ab", "c", "def"], letters, 5) == ([USER, d, e, f, ASSISTANT], 7)
     assert chunk.cut == chunk.unseen == 0
 
 
@@ -580,7 +582,7 @@ def test_a_talk_goes_on_when_learned_positions_are_full(letters):
 
 def test_batched_answers_are_those_of_one_alone(letters):
     model = build("gpt", letters.vocab_size, 64)
-    prompts = [chat.question([text], letters) for text in ("ab", "hello", "z")]
+    prompts = [chat.question([text], letters)[0] for text in ("ab", "hello", "z")]
     together = chat.answers(model, letters, prompts, 10, 0.0)
     alone = [chat.answers(model, letters, [prompt], 10, 0.0)[0] for prompt in prompts]
     assert together == alone
@@ -715,7 +717,7 @@ def test_a_run_that_answers(talker, base, command):
                              "--temperature=0", "--length=20")
     assert code == 0 and 0 < len(out) <= 21, err
     model, tokenizer = sample.load_run(talker)
-    expected, _ = chat.answers(model, tokenizer, [chat.question(["where is the t"], tokenizer)],
+    expected, _ = chat.answers(model, tokenizer, [chat.question(["where is the t"], tokenizer)[0]],
                                20, 0.0)[0]
     assert out == expected + "\n"
 
@@ -767,7 +769,7 @@ def test_the_loss_of_the_true_answers(letters):
     found = evaluate.answer_loss(model, letters, talks, 64, CPU)
     nats = 0.0
     for talk in talks:
-        prompt = chat.question(talk.messages[:1], letters)
+        prompt, _ = chat.question(talk.messages[:1], letters)
         answer = [*letters.encode(talk.messages[1]), TURN]
         logits = model(torch.tensor([prompt + answer]))[0][0].log_softmax(1)
         nats -= sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
