@@ -91,9 +91,6 @@ def fit(
         for kind in kinds:
             counts = Counts([text for text, _ in train], kind)
             bags, judged = counts([text for text, _ in train]), counts([text for text, _ in val])
-            if not counts.places or not len(bags[0]):
-                bar.update(len(DECAYS))
-                continue
             weights = torch.zeros(len(counts.places) + 1, classes)
             for decay in DECAYS:
                 weights = minimise(bags, rows, targets, weights, decay, class_weights)

@@ -32,6 +32,7 @@ from finetune import (
 )
 from finetune.adapt import Tuning
 from finetune.chat import Conversation
+from makemore.__main__ import newest_results
 from makemore.model import IGNORED
 from nanogpt.machine import Machine
 from nanogpt.optim import make_optimizers
@@ -419,6 +420,18 @@ def test_layer_wise_rates():
                    for name, group in of.items())
 
 
+def test_training_takes_these_rates(base, reviews, tmp_path, no_plot):
+    args = classify.make_parser().parse_args([
+        *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=3", "--no-baselines",
+        "--lr-decay=0.000001", "--weight-decay=0"])
+    classifier, _, _ = classify.load_classifier(classify.new_run(args))
+    before = dict(sample.load_run(base)[0].named_parameters())
+    moved = {name: (p - before[name]).abs().max().item()
+             for name, p in classifier.model.named_parameters()}
+    assert 0 < moved["layers.1.mlp.up.weight"] < 1e-6 and moved["embedding.weight"] < 1e-6
+    assert moved["norm.weight"] > 1e-3 and classifier.head.weight.abs().max() > 1e-3
+
+
 # Chats
 
 
@@ -633,6 +646,7 @@ def test_the_labels_of_a_text(sorter, command):
 def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
     assert "--classify" in refusal(sample.main, f"--run={sorter}")
     assert runs.model_of(sorter / "config.json") is None
+    assert newest_results(sorter.parent) == ({}, [])
     assert "sorts texts already" in refusal(
         classify.main, f"--from={sorter}", "--task=topic")
 
@@ -899,10 +913,16 @@ def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path
     assert "in NumPy" in refusal(classify.main, f"--from={numpy}", "--task=origin")
 
 
-def test_learned_positions_are_not_stretched(start, passage, tmp_path, refusal, reviews):
+def test_learned_positions_are_not_stretched(start, passage, tmp_path, refusal, reviews, command,
+                                             no_plot):
     run = tmp_path / "learned"
     start("--model=gpt", "--position=learned", "--layers=1", "--heads=2", "--width=8",
           "--block-size=16", f"--data={passage}", "--steps=1", "--batch-size=2", f"--out={run}")
     assert "learned positions, 16" in refusal(
         classify.main, *flags_for(reviews, run, tmp_path / "out"), "--block-size=32")
     assert pretrained.load(run, fits=512).config.block_size == 16
+    code, out, err = command(classify.main, *flags_for(reviews, run, tmp_path / "out"),
+                             "--steps=1", "--no-baselines")
+    assert code == 0 and "texts of test are longer than the block of 16 tokens" in out, err
+    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert result["cut"]["train"] > 60
