@@ -4,8 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block-size=512 \
-	--batch-size=8 --steps=1200
-TAUGHT := --steps=1200
+	--batch-size=8 --steps=1000
+TAUGHT := --steps=1000
 
 .PHONY: demo test finetune clean
 

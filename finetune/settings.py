@@ -45,7 +45,7 @@ def add_flags(parser: cli.Parser) -> None:
     text = "(default: that of pretraining; adamw for --tune=head and lora)"
     add(group, "optimizer", text, str, choices=list(OPTIMIZERS))
     add(group, "schedule", "(default cosine)", str, choices=list(SCHEDULES))
-    add(group, "weight_decay", "of matrices (default 0.01)", float)
+    add(group, "weight_decay", "of matrices (default: that of pretraining, at least 0.1)", float)
     add(group, "dropout", "(default: that of pretraining)", float)
     add(group, "average", "evaluate averaged weights; 0 is off (default 0)", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
@@ -109,7 +109,8 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
     optimizer = chosen.get("optimizer") or default_optimizer(config, tune)
     plain = dict(
         warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
-        lr=default_lr(optimizer, tune, config.sizes.get("width", 128)), weight_decay=0.1,
+        lr=default_lr(optimizer, tune, config.sizes.get("width", 128)),
+        weight_decay=max(0.1, config.weight_decay),
         eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
         compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
         checkpointing=False, shard=False,
