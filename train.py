@@ -362,6 +362,9 @@ def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
     path = run / "last.pt" if args.resume == run and (run / "last.pt").exists() else args.resume
     checkpoint = processes.agree(runs.load_checkpoint(path) if processes.first else None)
     about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
+    if finetuned := about["config"].get("finetune"):
+        raise ValueError(f"{run} is finetuned; go on with it by: "
+                         f"python -m finetune.{finetuned['kind']} --resume={run}")
     if args.steps is not None:
         about["config"]["steps"] = args.steps
         checkpoint["progress"]["since_best"] = 0  # new steps, new patience

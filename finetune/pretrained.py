@@ -65,6 +65,7 @@ def load(
     if saved.get("finetune", {}).get("kind") == "classify":
         raise ValueError(f"{path} sorts texts already; begin with the run that it was made from, "
                          f"{saved['finetune']['from']}.")
+    sample.check_speaks(checkpoint)
     if saved.get("backend", "torch") != "torch":
         raise ValueError(f"{path} is a model in NumPy, which is not finetuned; train one without "
                          "--backend=numpy.")

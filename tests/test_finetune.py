@@ -694,6 +694,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
     monkeypatch.setattr(classify.LabelBatches, "__call__", stop)
     with pytest.raises(train.Stopped, match="finetune.classify --resume"):
         classify.new_run(parse([*flags_for(reviews, base, tmp_path / "cut"), *flags]))
+    # what it has learned so far can be used already
+    assert classify.load_classifier(tmp_path / "cut")[0].training is False
     monkeypatch.undo()
     monkeypatch.setattr(runs, "plot", lambda run: None)
     cut = classify.resume_run(parse([f"--resume={tmp_path / 'cut'}"]))
@@ -910,6 +912,9 @@ def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path
     numpy = tmp_path / "numpy"
     start("--model=bigram", "--backend=numpy", f"--data={words}", "--lines", "--steps=1",
           f"--out={numpy}")
+    for run, name in ((sorter, "classify"), (talker, "instruct")):
+        assert f"finetune.{name} --resume" in refusal(train.main, f"--resume={run}")
+        assert "finetuned run" in refusal(train.main, f"--config={run / 'config.json'}")
     assert "in NumPy" in refusal(classify.main, f"--from={numpy}", "--task=origin")
 
 
