@@ -16,6 +16,7 @@ import nanogpt
 from data import cli, runs
 from data.cli import add, flag
 from makemore.model import LanguageModel
+from nanogpt import attention
 from nanogpt.generate import compile_step, draw, generate, pack_prompts, uniforms_of  # noqa: F401
 from nanogpt.machine import DEVICES, DTYPES, Machine, choose
 
@@ -134,7 +135,7 @@ def stream(
     waiting: list[list[str]] = [[prompt] for _ in range(num)]
     writers = [Writer(tokenizer, stops) for _ in range(num)]
     begin = starts(prompt, tokenizer, separated)
-    never = [data.USER, data.ASSISTANT, data.TURN] + ([] if separated else [data.END])
+    never = [*tokenizer.silent] + ([] if separated else [data.END])
     shown, over, counts = 0, set(), [] if counts is None else counts
     counts[:] = [0] * num
     for sample, token in generate(model, [begin] * num, length, never=never, over=over, **how):
@@ -238,11 +239,13 @@ def make_parser() -> cli.Parser:
     add(machine, "device", text, str, metavar="DEVICE")
     text = "of the weights of gpt; in bfloat16 a large one is faster, as it is read from memory for"
     add(machine, "dtype", f"{text} every token (default float32)", str, choices=DTYPES)
+    text = "of transformer and gpt: sdpa is PyTorch's, triton ours, on a GPU (default auto)"
+    add(machine, "attention", text, str, choices=list(attention.CHOICES))
     text = "torch.compile, for gpt: seconds to start, then several times as fast"
     add(machine, "compile", text, bool)
     parser.set_defaults(
         prompt="", stop=[], temperature=1.0, top_k=0, top_p=1.0, seed=0, device="auto",
-        dtype="float32", compile=False,
+        dtype="float32", compile=False, attention="auto",
     )
     return parser
 
@@ -266,7 +269,9 @@ def main() -> None:
         return talk.chat(model, tokenizer, config, run, args)
     machine = place(model, config, args)
     loss = checkpoint["progress"].get("val_loss", math.nan)
-    about = f"{run}: {config['model']} on {config['data']}, val loss {loss:.4f} when last evaluated"
+    about = f"{run}: {config['model']} on {config['data']}"
+    if math.isfinite(loss):  # of weights that came from elsewhere nothing is known
+        about += f", val loss {loss:.4f} when last evaluated"
     say(f"{about}; seed {args.seed}")
     num, length = defaults(config["kind"], config["block_size"])
     num, length = args.num or num, args.length or length
@@ -309,6 +314,8 @@ def place(model: LanguageModel, config: dict, args: argparse.Namespace) -> Machi
     if args.compile and not gpt:
         say(f"note: --compile is for runs of gpt, and does nothing for {config['model']}")
     model.to(machine.device)
+    if config["model"] in attention.STAGES:
+        attention.use(model, attention.choose(args.attention, machine))
     for parameter in model.parameters():  # but not what positions turn by
         parameter.data = parameter.data.to(getattr(torch, machine.dtype))
     return machine

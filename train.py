@@ -26,6 +26,8 @@ from data import cli, runs
 from data.cli import flag
 from makemore.model import IGNORED
 from makemore.without_torch.schedules import SCHEDULES
+from nanogpt import attention
+from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
 from nanogpt.optim import Average, make_optimizers
@@ -83,6 +85,7 @@ def train(
     *,
     evaluate: Callable[[], float],
     machine: Machine,
+    mfu: float = 0.0,
     processes: Processes = ALONE,
     run: Path,
     about: dict,
@@ -92,9 +95,9 @@ def train(
     """Train the model in place until config.steps, or until patience runs out.
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
-    nats, a scalar. evaluate(): the validation loss. about: plain values that go into every
-    checkpoint. resume: a checkpoint to go on from. lr_shares: as of make_optimizers. Into run go
-    metrics.jsonl, last.pt and best.pt.
+    nats, a scalar. evaluate(): the validation loss. mfu: the model's FLOP utilisation at one token
+    a second. about: plain values that go into every checkpoint. resume: a checkpoint to go on from.
+    lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
     how = (config.optimizer, config.lr, config.weight_decay)
@@ -147,6 +150,7 @@ def train(
             "tokens": progress.tokens,
             "seconds": round(time.monotonic() - began, 3),
             "tokens_per_second": speed(progress),
+            "mfu": round(speed(progress) * mfu, 4),
         }
         progress.loss_sum, progress.loss_steps = 0.0, 0
         if processes.first:
@@ -204,7 +208,8 @@ def train(
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
             bar.update()
-            bar.set_postfix_str(f"loss {value:.3f}, {speed(progress):,} tokens/s", refresh=False)
+            pace = f"{speed(progress):,} tokens/s, {speed(progress) * mfu:.0%} MFU"
+            bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 validate()
                 saved = time.monotonic()
@@ -243,7 +248,9 @@ def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -
     return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1)[0])
 
 
-def finish(model, tokenizer, dataset, config, run: Path, machine, processes, progress) -> None:
+def finish(
+    model, tokenizer, dataset, config, run: Path, machine, processes, progress, expected: Estimate
+) -> None:
     """Judge the best checkpoint, and put result.json and its samples into the run folder."""
     processes.wait()
     load_weights(model, sample.weights_of(runs.load_checkpoint(run / "best.pt")))
@@ -259,6 +266,10 @@ def finish(model, tokenizer, dataset, config, run: Path, machine, processes, pro
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
         "tokens_per_second": speed(progress),
+        "flops_per_token": round(expected.flops),
+        "mfu": round(speed(progress) * expected.mfu, 4),
+        "memory": most_used(machine),
+        "memory_expected": expected.memory,
         **measured,
         "seed": config.seed,
         "device": machine.device,
@@ -277,8 +288,9 @@ def finish(model, tokenizer, dataset, config, run: Path, machine, processes, pro
     said = ", ".join(f"{split} {loss:.4f}" for split, loss in losses if loss is not None)
     print(f"loss of the best checkpoint (step {progress.best_step}): {said} nats per token")
     judged = "val" if measured["test_loss"] is None else "test"
+    memory = f"{in_words(result['memory'])} of memory ({in_words(expected.memory)} expected)"
     bits = f"{measured['bits_per_char']:.3f}, per byte {measured['bits_per_byte']:.3f}"
-    print(f"bits per character on {judged}: {bits}\n\n{report}")
+    print(f"bits per character on {judged}: {bits}; {memory}\n\n{report}")
     print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
 
 
@@ -293,6 +305,7 @@ def evaluation_line(line: dict, config: Config) -> str:
     return (
         f"step {line['step']:>{len(str(config.steps))}} of {config.steps}: train {trained}, "
         f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} tokens/s, "
+        f"{line['mfu']:.0%} MFU, "
         f"{line['seconds']:.0f} s"
     )
 
@@ -334,6 +347,7 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
     if processes.first:
         tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
     tokenizer = data.tokenizer_from_dict(processes.agree(tokenizer and tokenizer.to_dict()))
+    expected = estimate(config, tokenizer.vocab_size, dataset.separated, machine, processes)
     torch.manual_seed(config.seed)
     sizes = (tokenizer.vocab_size, config.block_size)
     model = nanogpt.build(config.model, *sizes, config.backend, **config.sizes)
@@ -349,7 +363,9 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
         "config": asdict(config) | seen | {"fingerprint": fingerprint},
         "tokenizer": tokenizer.to_dict(),
     }
-    carry_out(model, tokenizer, dataset, batches, config, machine, processes, run, about)
+    carry_out(
+        model, tokenizer, dataset, batches, config, machine, processes, run, about, expected
+    )
 
 
 def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
@@ -376,13 +392,16 @@ def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
     if runs.fingerprint(dataset.splits) != about["config"]["fingerprint"]:
         raise ValueError(f"{config.data} has changed since {run} began; restore it or train anew.")
     machine = processes.place(choose(config.device, config.dtype, config.compile))
+    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
+    expected = estimate(config, tokenizer.vocab_size, dataset.separated, machine, processes)
     model, tokenizer = sample.restore(checkpoint | {"average": {}})  # the weights that learn
     with processes.in_turn():
         batches = batches_of(dataset, tokenizer, config, machine)
     checkpoint["progress"] = processes.agree(mend(run, path, checkpoint) if processes.first else 0)
     print(f"going on at step {step}")
     carry_out(
-        model, tokenizer, dataset, batches, config, machine, processes, run, about, checkpoint
+        model, tokenizer, dataset, batches, config, machine, processes, run, about, expected,
+        checkpoint,
     )
 
 
@@ -404,7 +423,8 @@ def mend(run: Path, path: Path, checkpoint: dict) -> dict:
 
 
 def carry_out(
-    model, tokenizer, dataset, batches, config, machine, processes, run, about, checkpoint=None
+    model, tokenizer, dataset, batches, config, machine, processes, run, about,
+    expected: Estimate, checkpoint=None,
 ) -> None:
     """Say what is about to happen, train, judge."""
     settings = about["config"] | {"environment": runs.environment()}
@@ -412,13 +432,16 @@ def carry_out(
         runs.write_json(run / "config.json", settings)
     lines = dataset.kind == "lines"
     size = {s: data.size(x)[0 if lines else 1] for s, x in dataset.splits.items()}
-    parameters = sum(p.numel() for p in model.parameters())
     backend = " in NumPy" if config.backend == "numpy" else ""
-    print(f"{config.model}{backend}: {parameters:,} parameters, block size {config.block_size}")
+    print(f"{config.model}{backend}: {expected.parameters:,} parameters, block size "
+          f"{config.block_size}, {expected.flops / 1e6:,.1f} million operations a token")
     print(
         f"{dataset.name}: {', '.join(f'{n:,} {split}' for split, n in size.items())} "
         f"{'lines' if lines else 'characters'}, {tokenizer.vocab_size} tokens in the vocabulary"
     )
+    most = config.steps * config.batch_size * config.block_size
+    print(f"{config.steps:,} steps of {config.batch_size} rows: {most:,} tokens"
+          f"{' at most' if lines else ''}; {in_words(expected.memory)} of memory expected")
     several = f" in {processes.world} processes" if processes.world > 1 else ""
     print(f"{machine.describe()}{several}; run folder {run}")
     cut = 0
@@ -426,10 +449,14 @@ def carry_out(
         every = (line for part in dataset.splits.values() for line in part)
         cut = sum(len(tokenizer.encode(line)) >= config.block_size for line in every)
     notes = (f"{cut:,} lines are cut to the block size.",) if cut else ()
+    if short := warning(expected, config, machine):
+        notes += (short,)
     for note in dataset.notes + machine.notes + notes:
         print(f"note: {note}")
     model.to(machine.device)
     model.checkpointing = config.checkpointing
+    if config.model in attention.STAGES:
+        attention.use(model, attention.choose(config.attention, machine))
     processes = replace(processes, shard=config.shard and processes.world > 1)
     shard(model, processes)
     groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
@@ -440,9 +467,9 @@ def carry_out(
     try:
         progress = train(
             model, batches, model.loss, config, evaluate=evaluate, machine=machine,
-            processes=processes, run=run, about=about, resume=checkpoint,
+            mfu=expected.mfu, processes=processes, run=run, about=about, resume=checkpoint,
         )
-        finish(model, tokenizer, dataset, config, run, machine, processes, progress)
+        finish(model, tokenizer, dataset, config, run, machine, processes, progress, expected)
     except (Stopped, KeyboardInterrupt, Diverged) as error:
         if processes.first:
             with suppress(OSError):

@@ -1,16 +1,18 @@
 """Preparing a large text with GPT-2's tokenizer: time and memory, beside one thread of tiktoken.
 
-    RUNGS_DATA=FOLDER python -m benchmarks.prepare [--megabytes=N]
+    RUNGS_DATA=FOLDER python -m benchmarks.prepare [--megabytes=N] [--times=N]
 
 The text is the lines of the tales, drawn at random. tiktoken encodes the same pieces by its plain
 encode_ordinary with its own pattern, one after the other, and only that is timed; our seconds are
-those from the text on the disk to the tokens on the disk. The memory is the most that a process of
-its own had resident, reading and counting the text (load) included.
+those from the text on the disk to the tokens on the disk. Both in turn, medians. The memory is the
+most that a process of its own had resident, reading and counting the text (load) included.
 """
 
 import datetime
 import os
 import random
+import shutil
+import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -91,10 +93,17 @@ def alone(job, *args) -> dict:
         return pool.submit(job, *args).result()
 
 
+def middle(some: list[dict]) -> dict:
+    """One row of several runs: the median of their seconds, which are kept beside it."""
+    times = [row["seconds"] for row in some]
+    return some[0] | {"seconds": statistics.median(times), "all_seconds": times}
+
+
 def main() -> None:
     title = __doc__.split("\n")[0]
     parser = cli.Parser(prog="python -m benchmarks.prepare", description=title)
     parser.add_argument("--megabytes", type=int, default=1000, metavar="N", help="default 1000")
+    parser.add_argument("--times", type=int, default=3, metavar="N", help="of each (default 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/prepare.json",
                         metavar="FILE", help="default benchmarks/results/prepare.json")
     args = parser.parse_args()
@@ -102,11 +111,16 @@ def main() -> None:
         parser.error("--megabytes must be at least 40: less is not streamed")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["RUNGS_CACHE"] = scratch
+        os.environ["RUNGS_CACHE"] = str(Path(scratch, "cache"))
         path = Path(scratch, "text.txt")
         write_text(path, args.megabytes * MB)
         size = path.stat().st_size
-        rows = [alone(theirs, path), alone(ours, path, "gpt2"), alone(ours, path, "char")]
+        turns = {"tiktoken": [], "gpt2": []}
+        for _ in range(args.times):
+            turns["tiktoken"].append(alone(theirs, path))
+            turns["gpt2"].append(alone(ours, path, "gpt2"))
+            shutil.rmtree(os.environ["RUNGS_CACHE"])
+        rows = [middle(some) for some in turns.values()] + [alone(ours, path, "char")]
     print("| | threads | seconds | MB a second | times tiktoken | peak MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:

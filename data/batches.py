@@ -15,6 +15,8 @@ from .corpus import Streamed
 from .sets import Dataset, size
 from .tokenizer import END, Tokenizer
 
+EVALUATED = 8192  # tokens at once, where nothing is learned from them
+
 
 @lru_cache(maxsize=2)  # memory only: the result follows from the arguments
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -175,7 +177,7 @@ def evaluation_batches(
     tokenizer: Tokenizer,
     split: str,
     block_size: int,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int = EVALUATED,
     most: int | None = None,
 ) -> Sequence[tuple[np.ndarray, ...]]:
     """Batches that cover a split once, to be gone through as often as wanted; none if it is empty.

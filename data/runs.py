@@ -10,7 +10,9 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 
@@ -97,21 +99,28 @@ def present(run: Path) -> list[str]:
     return [name for name in CHECKPOINTS if (run / name).is_file()]
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
     """Write a file whole or not at all: under another name, flushed to the disk, then renamed.
 
+    content: what it is to hold, or a function that writes it.
     OSError: the disk is full, say; what was there under the name before is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
+        if not isinstance(cause, OSError):
+            raise
         kept = " The file of that name from before is untouched." if path.exists() else ""
-        raise OSError(f"{path} could not be written: {error.strerror or error}.{kept}") from error
+        raise OSError(f"{path} could not be written: {cause.strerror or cause}.{kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -161,9 +170,8 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a dict of plain values and tensors. OSError as in `write`."""
     import torch
 
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **checkpoint}, buffer)
-    write(path, buffer.getbuffer())
+    # straight into the file: a copy in memory would be as large as the model and its optimizer
+    write(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file))
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -39,10 +39,13 @@ class Decoder:
 class Tokenizer:
     """What all have: a kind, vocab_size, to_dict, encode, decode, decode_bytes, and these.
 
+    silent: tokens that no text holds, which a sample of plain text should not either, but for END.
+
     encode_array(text), too: the ids of encode(text) as an array of self.dtype, far faster.
     """
 
     kind: str
+    silent: tuple[int, ...] = (USER, ASSISTANT, TURN)
 
     @property
     def dtype(self) -> np.dtype:
@@ -255,6 +258,7 @@ class GPT2Tokenizer(Subwords):
     """
 
     kind = "gpt2"
+    silent = (*Tokenizer.silent, 50256 + len(SPECIALS))
 
     def __init__(self):
         """ValueError, with the ways to get it, if the vocabulary is nowhere to be had."""

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from makemore.model import IGNORED, LanguageModel, State, document_positions
-from makemore.transformer import mask_of, rotary_frequencies, rotate
+from makemore.transformer import rotary_frequencies, rotate
 
+from .attention import Attend, attention_of, attention_of_one
 from .cache import Cache
 
 ARCHS = {
@@ -54,14 +55,14 @@ CHUNK = 2**25  # logits that `loss` holds at a time: 128 MiB of float32
 class View:
     """What attention needs of the positions, made once for all layers.
 
-    cos, sin (B, 1, T, D) or None: how far rotary positions turn. mask (B, 1, T, S), true where a
-    key may be seen, or None where every earlier one may. Of a Cache: slot (1,), the place of the
-    one token, and how many places are filled with it.
+    cos, sin (B, 1, T, D) or None: how far rotary positions turn. attend: from q, k and v of the
+    heads to what they attend to (attention.py). Of a Cache: slot (1,), the place of the one token,
+    and how many places are filled with it.
     """
 
     cos: Tensor | None
     sin: Tensor | None
-    mask: Tensor | None
+    attend: Attend | None
     slot: Tensor | None = None
     filled: int = 0
 
@@ -69,10 +70,10 @@ class View:
 class Attention(nn.Module):
     """Attention to the last `reach` positions: (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, width, heads, kv_heads, reach, qk_norm, bias, score_cap, rotary):
+    def __init__(self, width, heads, kv_heads, reach, qk_norm, bias, rotary):
         super().__init__()
         self.heads, self.kv_heads, self.reach = heads, kv_heads, reach
-        self.qk_norm, self.score_cap, self.rotary = qk_norm, score_cap, rotary
+        self.qk_norm, self.rotary = qk_norm, rotary
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * (width // heads), bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
@@ -91,28 +92,11 @@ class Attention(nn.Module):
             k, v = k[:, :, :view.filled], v[:, :, :view.filled]
         elif memory:
             k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
-        y = attend(q, k, v, view.mask, self.score_cap)
+        y = view.attend(q, k, v)
         if view.slot is None:
             excess = max(0, k.shape[2] - self.reach + 1)  # which no later position sees
             memory = k[:, :, excess:], v[:, :, excess:]
         return self.out(y.transpose(1, 2).reshape(B, T, C)), memory
-
-
-def attend(q, k, v, mask, score_cap: float):
-    """softmax(q k' / sqrt(D)) v, (B, H, T, D): k and v may have fewer heads, each for a group.
-
-    mask None: causal, the last query with the last key. score_cap c: scores become c tanh(s / c).
-    """
-    if k.shape[1] < q.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    T, S = q.shape[2], k.shape[2]
-    if not score_cap:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
-    scores = score_cap * torch.tanh(q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 / score_cap))
-    if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return scores.masked_fill(~mask, -torch.inf).softmax(3) @ v
 
 
 class MLP(nn.Module):
@@ -168,7 +152,8 @@ class GPT(LanguageModel):
         super().__init__(vocab_size, block_size, width)
         kv_heads = kv_heads or heads
         check(width, heads, kv_heads, position=position, norm=norm, mlp=mlp)
-        self.position, self.logit_cap, self.checkpointing = position, logit_cap, False
+        self.position, self.score_cap, self.logit_cap = position, score_cap, logit_cap
+        self.attention, self.checkpointing = "sdpa", False  # how it is computed, not what
         self.limit = block_size if position == "learned" else None
         self.reach = min(window or block_size, block_size)  # a position sees this many, and itself
         self.drop = nn.Dropout(dropout)
@@ -183,7 +168,7 @@ class GPT(LanguageModel):
 
         for _ in range(layers):
             rotary = position == "rotary"
-            shape = (width, heads, kv_heads, self.reach, qk_norm, bias, score_cap, rotary)
+            shape = (width, heads, kv_heads, self.reach, qk_norm, bias, rotary)
             block = Block(make_norm, Attention(*shape), MLP(width, mlp, bias), dropout)
             self.layers.append(block)
         self.norm = make_norm()
@@ -225,7 +210,8 @@ class GPT(LanguageModel):
         else:
             past = 0 if state is None else state.memories[0][0].shape[2]
             begins = state is None and segments is None and tokens.shape[1] <= self.reach
-            view = self.view(positions, past, begins)
+            seen = (positions, past, self.reach, begins, self.score_cap)
+            view = self.view(positions, attention_of(self.attention, *seen))
         after = []
         for layer, memory in zip(self.layers, memories, strict=True):
             if self.checkpointing and self.training:
@@ -242,18 +228,17 @@ class GPT(LanguageModel):
             return self.norm(x), replace(state, position=position, used=state.used + 1)
         return self.norm(x), State(position, segment, after)
 
-    def view(self, positions, past, plain) -> View:
-        """What attention needs of positions (B, T). plain: every key that is there may be seen."""
+    def view(self, positions, attend) -> View:
+        """What attention needs of positions (B, T)."""
         cos = sin = None
         if self.position == "rotary":
             angles = positions[:, None, :, None] * self.speeds  # (B, 1, T, D)
             cos, sin = angles.cos(), angles.sin()
-        mask = None if plain else ~mask_of(positions, past, self.reach)
-        return View(cos, sin, mask)
+        return View(cos, sin, attend)
 
     def next_view(self, positions, cache: Cache) -> View:
         """What attention needs of the next token of a Cache, at positions (B, 1)."""
-        view = self.view(positions, 0, plain=True)
+        view, mask = self.view(positions, None), None
         slot = cache.used % cache.room
         if isinstance(slot, Tensor):
             view.slot, view.filled = slot[None], cache.room
@@ -263,7 +248,8 @@ class GPT(LanguageModel):
             view.filled = min(cache.used + 1, cache.room)
         if isinstance(slot, Tensor) or not cache.plain:
             ages = (view.slot - torch.arange(view.filled, device=positions.device)) % cache.room
-            view.mask = (ages <= positions)[:, None, None]  # a place that is empty is too old
+            mask = (ages <= positions)[:, None, None]  # a place that is empty is too old
+        view.attend = attention_of_one(self.attention, mask, self.score_cap)
         return view
 
     def forward(self, tokens, state=None, segments=None):

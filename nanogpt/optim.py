@@ -10,6 +10,7 @@ from makemore.bridge import FromNumpy, NumpyOptimizer
 from .processes import own, whole
 
 OPTIMIZERS = ("muon", "adamw")
+STACK = 2**23  # elements that are orthogonalised at once: 32 MiB, and a few times that in passing
 BETAS = (0.9, 0.99)  # of AdamW
 
 
@@ -121,7 +122,8 @@ class Muon(torch.optim.Optimizer):
     momentum moves the others as far. The update is scaled to the size of an Adam update (Liu et al.
     2025), so that both take the same learning rate. A matrix with one side a multiple of the other,
     such as the stacked gates of a cell or queries, keys and values, is taken as square blocks, and
-    blocks of one shape from all layers share a batched product: torch.optim.Muon goes one by one.
+    blocks of one shape share a batched product, up to STACK of their elements: torch.optim.Muon
+    goes one by one.
     """
 
     def __init__(self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -141,15 +143,22 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
                 blocks = to_blocks(whole(update))  # directions are those of the whole matrix
-                stacks.setdefault(blocks.shape[1:], []).append((parameter, blocks))
-            for shape, items in stacks.items():
-                updates = orthogonalise(torch.cat([blocks for _, blocks in items]))
-                scale = 0.2 * max(shape) ** 0.5
-                parts = updates.split([len(blocks) for _, blocks in items])
-                for (parameter, _), blocks in zip(items, parts, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = own(from_blocks(blocks, parameter.shape), parameter)
-                    parameter.add_(update, alpha=-group["lr"] * scale)
+                stack = stacks.setdefault(blocks.shape[1:], [])
+                stack.append((parameter, blocks))
+                if sum(blocks.numel() for _, blocks in stack) >= STACK:
+                    self.move(stacks.pop(blocks.shape[1:]), group["lr"], group["weight_decay"])
+            for stack in stacks.values():
+                self.move(stack, group["lr"], group["weight_decay"])
+
+    def move(self, stack: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
+        """Change these parameters by their blocks, which are of one shape."""
+        blocks = [blocks for _, blocks in stack]
+        updates = orthogonalise(torch.cat(blocks)).split([len(part) for part in blocks])
+        scale = 0.2 * max(blocks[0].shape[1:]) ** 0.5
+        for (parameter, _), update in zip(stack, updates, strict=True):
+            parameter.mul_(1 - lr * weight_decay)
+            update = own(from_blocks(update, parameter.shape), parameter)
+            parameter.add_(update, alpha=-lr * scale)
 
 
 def to_blocks(matrix: Tensor) -> Tensor:

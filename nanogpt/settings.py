@@ -19,6 +19,8 @@ from makemore.without_torch.optimizers import OPTIMIZERS as BY_HAND
 from makemore.without_torch.schedules import SCHEDULES
 
 from . import STAGES, sizes
+from .attention import CHOICES as CHOICES_OF_ATTENTION
+from .attention import STAGES as ATTENTIVE
 from .gpt import ARCHS, CHOICES, SIZES
 from .machine import DEVICES, DTYPES
 from .optim import OPTIMIZERS
@@ -58,6 +60,7 @@ class Config:
     average: float = 0.0  # how much of the averaged weights stays at each step; 0 is off
     checkpointing: bool = False
     shard: bool = False
+    attention: str = "auto"  # of gpt and, but for the formula, of the transformer
 
     def check(self) -> None:
         """ValueError for a setting that cannot work."""
@@ -95,6 +98,8 @@ class Config:
             raise ValueError("--shard is for --dtype=bfloat16 or float32, and not for NumPy.")
         if self.checkpointing and self.model != "gpt":
             raise ValueError("--checkpointing is for --model=gpt.")
+        if self.attention not in CHOICES_OF_ATTENTION:
+            raise ValueError(f"--attention must be one of {', '.join(CHOICES_OF_ATTENTION)}.")
         if self.weight_decay and self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"{self.optimizer} has no --weight-decay; adamw and muon have.")
         if not 0 < self.lr < math.inf:
@@ -174,6 +179,8 @@ def make_parser() -> cli.Parser:
     add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
     text = "of gpt: make activations again in the backward pass: slower, in less memory"
     add(group, "checkpointing", text, bool)
+    text = "sdpa: PyTorch's kernels; triton: ours, on a GPU (default: gpt auto, transformer naive)"
+    add(group, "attention", text, str, choices=list(CHOICES_OF_ATTENTION))
     text = "under torchrun: every process keeps a part of the weights, not all of them"
     add(group, "shard", text, bool)
     add(group, "compile", "torch.compile: slow to start, so measure whether it pays", bool)
@@ -194,6 +201,10 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     backend = given.get("backend", repeated.get("backend", "torch"))
     takes = sizes(stage, backend)
     refuse_sizes(given, stage, backend, takes)
+    if stage not in ATTENTIVE:
+        if "attention" in given:
+            raise ValueError(f"the stage {stage} has no --attention; {' and '.join(ATTENTIVE)} have.")
+        repeated = repeated | {"attention": "naive"}
     if given.get("vocab_size"):
         given.setdefault("tokenizer", "bpe")
     recipe = recipe_of(stage, backend, dataset.kind, args.recipe)
@@ -214,7 +225,7 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
         lines=False, block_size=data.default_block_size(dataset, tokenizer),
         warmup=min(100, steps // 10), optimizer="muon", weight_decay=0.0, clip=1.0,
         eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
-        compile=False,
+        compile=False, attention="auto" if stage == "gpt" else "naive",
     )
     settings = defaults | chosen | {"model": stage, "data": source}
     if backend == "numpy" and settings["device"] == "auto":

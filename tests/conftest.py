@@ -1,10 +1,18 @@
 """What the tests of whole runs share: tiny data, small models, command lines without a process."""
 
 import itertools
+import os
 import sys
 
 import pytest
 import torch
+
+# Without a GPU Triton's interpreter runs the kernels, if it is asked to before they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import kernels  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import nanogpt
 import train
@@ -22,6 +30,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """For tests that launch kernels: Triton's interpreter, where there is no GPU."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,12 @@ from data import runs
 from data.cli import flag
 from makemore.model import IGNORED
 from makemore.transformer import rotary_frequencies
-from nanogpt import gpt
+from nanogpt import attention, gpt
+from nanogpt.attention import attention_of
 from nanogpt.cache import Cache
 from nanogpt.evaluate import mean_loss
 from nanogpt.gpt import ARCHS, CHOICES, SIZES
-from nanogpt.machine import choose
+from nanogpt.machine import Machine, choose
 from nanogpt.optim import make_optimizers
 from nanogpt.recipes import RECIPES
 from nanogpt.settings import make_parser, settle
@@ -51,7 +52,7 @@ PIECES = {
     "no zero_init": dict(zero_init=False),
     "several": dict(kv_heads=2, window=3, score_cap=2.0, bias=True, tied=True, mlp="swiglu"),
 }
-CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "training_seconds", "tokens_per_second", "mfu", "memory", "memory_expected"}
 
 each_piece = pytest.mark.parametrize("piece", PIECES)
 
@@ -267,7 +268,7 @@ def test_a_block_begins_as_the_identity_or_adds_little():
 # The pieces against plain code
 
 
-def plain_attention(attention, x, documents, speeds, window):
+def plain_attention(attention, x, documents, speeds, window, cap):
     """attention(x), written out. speeds (D / 2,): radians a position, or None."""
     B, T, C = x.shape
     H, K = attention.heads, attention.kv_heads
@@ -290,8 +291,8 @@ def plain_attention(attention, x, documents, speeds, window):
         q, k = (torch.complex(z[..., :D // 2], z[..., D // 2:]) * turn for z in (q, k))
         q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
     scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
-    if attention.score_cap:
-        scores = attention.score_cap * torch.tanh(scores / attention.score_cap)
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
     shares = scores.masked_fill(~seen[:, None], -math.inf).softmax(3)
     y = torch.einsum("bhts,bshd->bthd", shares, v).reshape(B, T, C)
     return y @ attention.out.weight.T + (0 if attention.out.bias is None else attention.out.bias)
@@ -299,21 +300,101 @@ def plain_attention(attention, x, documents, speeds, window):
 
 @each_piece
 @pytest.mark.parametrize("apart", [False, True])
-def test_attention_is_the_plain_one(piece, apart):
+@pytest.mark.parametrize("how", ["naive", "sdpa"])
+def test_attention_is_the_plain_one(piece, apart, how):
     model = make(piece)
     attention = model.layers[0].attention
     documents = packed()[1] if apart else torch.zeros(2, BLOCK, dtype=torch.int64)
     T = documents.shape[1]
     positions = gpt.document_positions(documents, None, documents)
     x = noise(2, T, 16).requires_grad_()
-    ours, _ = attention(x, model.view(positions, 0, plain=not apart and model.reach >= T), None)
+    plain = not apart and model.reach >= T
+    attend = attention_of(how, positions, 0, model.reach, plain, model.score_cap)
+    ours, _ = attention(x, model.view(positions, attend), None)
     speeds = model.speeds[2:] if model.position == "rotary" else None
-    theirs = plain_attention(attention, x, documents, speeds, model.reach)
+    theirs = plain_attention(attention, x, documents, speeds, model.reach, model.score_cap)
     same(ours, theirs)
     weights, by = [x, *attention.parameters()], noise(2, T, 16, seed=1)
     mine, others = (torch.autograd.grad((y * by).sum(), weights) for y in (ours, theirs))
     for a, b in zip(mine, others, strict=True):
         same(a, b)
+
+
+@torch.no_grad()
+def results(model, tokens, segments):
+    """Logits of packed documents, of what follows them, of prompts that begin apart, and what is
+    then drawn one by one, past the block."""
+    packed_ones, state = model(tokens, segments=segments)
+    following, _ = model(tokens[:, :3], state)
+    begun, _ = model(*prompts_and_state(model))
+    drawn = sample.generate(model, [[0, 5, 6, 7], [9, 8], [0]], 12, stop=None, temperature=0)
+    return [packed_ones, following, begun], list(drawn)
+
+
+def prompts_and_state(model):
+    """Tokens, and the state after prompts of several lengths."""
+    tokens, segments = prompts()
+    return draw(3, 2, seed=3), model(tokens, segments=segments)[1]
+
+
+@pytest.mark.parametrize("how", ["naive", "triton"])
+@pytest.mark.parametrize("piece", ["modern", "gpt2", "kv_heads 2", "window", "score_cap", "several"])
+def test_every_attention_gives_the_same(piece, how, interpreter):
+    model = shaken(build(piece)).eval()  # in float32, which all of them take
+    tokens, segments = packed()
+    if model.limit:
+        tokens, segments = tokens[:, :model.limit], segments[:, :model.limit]
+    expected, words = results(model, tokens, segments)
+    attention.use(model, how)
+    given, drawn = results(model, tokens, segments)
+    for a, b in zip(given, expected, strict=True):
+        same(a, b, 1e-5)
+    assert drawn == words
+
+
+@pytest.mark.parametrize("how", ["sdpa", "triton"])
+def test_the_transformer_of_the_ladder_takes_them_too(how, interpreter):
+    torch.manual_seed(0)
+    model = shaken(nanogpt.build("transformer", V, BLOCK, **SMALL)).eval()
+    expected, words = results(model, *packed())
+    attention.use(model, how)
+    given, drawn = results(model, *packed())
+    for a, b in zip(given, expected, strict=True):
+        same(a, b, 1e-5)
+    assert drawn == words
+    attention.use(model, "naive")
+    for a, b in zip(results(model, *packed())[0], expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_do_not_depend_on_the_attention(interpreter):
+    tokens, segments = packed()
+    found = []
+    for how in ("sdpa", "naive", "triton"):
+        model = shaken(build("modern"))
+        attention.use(model, how)
+        model.loss(tokens, tokens.roll(-1, 1), segments).backward()
+        found.append([p.grad for p in model.parameters()])
+    for others in found[1:]:
+        for a, b in zip(others, found[0], strict=True):
+            same(a, b, 1e-5)
+
+
+def test_auto_is_what_is_right_for_the_machine():
+    assert attention.choose("auto", Machine("cpu", "bfloat16", False)) == "sdpa"
+    assert attention.choose("auto", Machine("cuda", "float32", False)) == "sdpa"
+    assert attention.choose("naive", Machine("cpu", "float32", False)) == "naive"
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--model=gpt --attention=triton", "TRITON_INTERPRET"),
+    ("--model=lstm --attention=sdpa", "transformer and gpt"),
+])
+def test_an_attention_that_cannot_be_is_refused(flags, said, words, command, monkeypatch):
+    monkeypatch.setattr(attention.kernels, "unavailable", lambda device: "set TRITON_INTERPRET=1.")
+    code, _, error = command(train.main, *flags.split(), f"--data={words}", "--lines", "--steps=1",
+                             "--device=cpu", "--out=run")
+    assert code == 2 and said in error and error.count("\n") == 1
 
 
 def test_rotary_speeds_are_powers_of_10000():

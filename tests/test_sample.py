@@ -449,7 +449,7 @@ def test_gpt_of_one_length_needs_no_masks():
 
     def noting(positions, cache):
         view = step(positions, cache)
-        plain.append(view.mask is None)
+        plain.append(view.attend.keywords["mask"] is None)
         return view
 
     model.next_view = noting
@@ -593,6 +593,18 @@ def test_a_text_without_documents_has_no_end_to_draw():
         model.head.bias[data.END] += 5
     (text,) = sample.texts(model, TOKENIZER, "", 1, 100, False, **HOW)
     assert len(text) == 100
+
+
+def test_tokens_that_no_text_holds_are_not_drawn(monkeypatch):
+    # as GPT-2's own <|endoftext|>, which END stands for here
+    model, often = make("gru"), TOKENIZER.encode("a")[0]
+    with torch.no_grad():
+        model.head.bias[often] += 9
+    (text,) = sample.texts(model, TOKENIZER, "", 1, 30, True, **HOW)
+    assert text.count("a") > 20
+    monkeypatch.setattr(data.CharTokenizer, "silent", (*TOKENIZER.silent, often))
+    (text,) = sample.texts(model, TOKENIZER, "", 1, 30, True, **HOW)
+    assert "a" not in text
 
 
 def test_an_unseen_character_of_a_prompt_is_named():

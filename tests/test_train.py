@@ -34,7 +34,7 @@ PLOT = runs.plot
 FILES = {
     "config.json", "metrics.jsonl", "last.pt", "best.pt", "loss.png", "samples.txt", "result.json"
 }
-CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "training_seconds", "tokens_per_second", "mfu", "memory", "memory_expected"}
 BATCHES = data.batches
 # over three epochs, with evaluations at 0, 4, 8 and 10
 WHOLE = ["--lines", "--steps=10", "--eval-every=4", "--batch-size=16"]
@@ -876,8 +876,8 @@ def test_the_evaluations_are_those_of_the_best(lines_run):
 
 FIELDS = {
     "model", "data", "parameters", "steps", "best_step", "tokens", "seconds", "tokens_per_second",
-    "train_loss", "val_loss", "test_loss", "bits_per_char", "bits_per_byte", "seed",
-    "device", "dtype",
+    "flops_per_token", "mfu", "memory", "memory_expected", "train_loss", "val_loss", "test_loss",
+    "bits_per_char", "bits_per_byte", "seed", "device", "dtype",
 }
 
 

@@ -1075,7 +1075,7 @@ RUNS = {
     "mlp-muon": ("mlp", MANY, ["--weight-decay=0.1"]),
     "mlp-adam": ("mlp", dict(norm="layer"), ["--optimizer=adam", "--schedule=step"]),
 }
-CLOCKS = {"seconds", "training_seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "training_seconds", "tokens_per_second", "mfu", "memory", "memory_expected"}
 
 
 @pytest.fixture(scope="module")

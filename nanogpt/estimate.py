@@ -1,0 +1,257 @@
+"""What a run will need, told before it begins: parameters, memory and operations.
+
+One step of training is gone through with tensors that have shapes but no elements. The bytes that
+live at once in it are those that the real step needs.
+"""
+
+import re
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from data.batches import EVALUATED
+
+from . import attention, build, sizes
+from .machine import Machine
+from .optim import OPTIMIZERS, make_optimizers
+from .processes import Processes
+from .settings import Config
+
+SLACK = {"cpu": 1.35, "cuda": 1.15, "mps": 1.35}  # pieces that were freed and fit nothing add up
+CONTEXT = {"cpu": 0, "cuda": 500_000_000, "mps": 200_000_000}  # what a GPU keeps for itself
+GPUS = {  # dense 16-bit products a second with sums in float32, as NVIDIA states them
+    "V100": 125e12, "T4": 65e12, "A100": 312e12, "A10": 125e12, "L4": 121e12, "L40S": 362e12,
+    "H100": 989e12, "H200": 989e12, "B200": 2250e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
+}
+ENOUGH = 2**20  # tokens
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one process of a run.
+
+    memory: the most bytes at once. kept: those of them, whatever the batch, that hold weights,
+    gradients and what the optimizer remembers. flops: the operations of a token of training, a
+    product and its sum counted as two, a backward pass as two forward ones. mfu: the model's FLOP
+    utilisation at one token a second, as a share of what the devices of all processes can do.
+    """
+
+    parameters: int
+    memory: int
+    kept: int
+    flops: float
+    mfu: float
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, and the most there were at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.most = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for item in tree_leaves(made):
+            if isinstance(item, Tensor) and (storage := item.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.change(storage.nbytes())
+                weakref.finalize(storage, self.change, -storage.nbytes())
+        return made
+
+    def change(self, size: int) -> None:
+        self.bytes += size
+        self.most = max(self.most, self.bytes)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step was found to take, in bytes: states, of the optimizers; at the most, learning:
+    forward and backward, stepping: of the optimizers, judging: a batch of an evaluation, each with
+    all that stays alive beside it, but that the first knows no states yet. flops: of all tokens.
+    """
+
+    learning: int
+    stepping: int
+    judging: int
+    states: int
+    flops: int
+
+
+def estimate(
+    config: Config, vocab_size: int, separated: bool, machine: Machine, processes: Processes,
+) -> Estimate:
+    """What a run will need. separated: a row of its batches may hold several documents.
+
+    ValueError: sizes that do not go together, or more weights than this machine can hold.
+    """
+    parameters = count(config, vocab_size)
+    weights = 4 * parameters
+    holders = processes.world if config.shard else 1  # each of a part of the weights
+    if (least := 3 * weights // holders) > (there := total(machine)):  # with gradients and a mean
+        raise ValueError(f"{parameters:,} parameters take at least {in_words(least)} to train, and "
+                         f"this machine has {in_words(there)}; lower --width or --layers.")
+    rows = max(1, config.batch_size // (config.accumulate * processes.world))
+    few = min(rows, max(1, ENOUGH // config.block_size))  # of an absurd batch some rows tell enough
+    step = go_through(config, vocab_size, few, separated, machine)
+    copied = weights * (processes.world > 1 and not config.shard)  # what DDP sends
+    averaged = weights * (config.average > 0)
+    kept = (2 * weights + step.states + averaged) // holders + copied
+    most = max(step.learning + step.states, step.stepping)
+    passing = (most - 2 * weights - step.states) * rows // few
+    passing = max(0, passing, step.judging - 2 * weights - step.states)
+    memory = kept + round(SLACK[machine.kind] * passing) + CONTEXT[machine.kind]
+    if machine.kind == "cpu":  # there, PyTorch and the text count too
+        memory += psutil.Process().memory_info().rss
+    flops = step.flops / (few * config.block_size)
+    mfu = flops / peak_flops(machine) / processes.world
+    return Estimate(parameters, memory, kept, flops, mfu)
+
+
+def go_through(
+    config: Config, vocab_size: int, rows: int, separated: bool, machine: Machine
+) -> Step:
+    """A step of so many rows, and a batch of an evaluation, without a number being computed."""
+    counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops})
+    kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
+    with FakeTensorMode(), Alive() as alive, torch.device(machine.kind.replace("mps", "cpu")):
+        model = shapes_of(config, vocab_size, config.sizes)
+        model.checkpointing = config.checkpointing
+        optimizers = make_optimizers(model, kind, config.lr)
+        tokens = torch.zeros(rows, config.block_size, dtype=torch.long)
+        batch = [tokens.clone() for _ in range(2 + separated)]
+        for _ in range(min(2, config.accumulate)):  # the second part begins with gradients
+            with counter, machine.autocast():
+                loss = model.loss(*batch)
+            loss.backward()
+            del loss
+        learning, before, alive.most = alive.most, alive.bytes, alive.bytes
+        for optimizer in optimizers:
+            optimizer.step()
+        stepping, states = alive.most, alive.bytes - before
+        model.zero_grad(set_to_none=True)
+        alive.most = alive.bytes
+        tokens = torch.zeros(max(1, EVALUATED // config.block_size), config.block_size).long()
+        with torch.no_grad(), machine.autocast():
+            model.eval().loss(*[tokens] * (2 + separated))
+    return Step(learning, stepping, alive.most, states, 3 * counter.get_total_flops())
+
+
+def attention_flops(q, k, v, *more, **named) -> int:
+    """For attention fused on the CPU, which PyTorch does not count."""
+    return sdpa_flop_count(q, k, v)
+
+
+def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
+    """A model of these sizes; that of PyTorch for one in NumPy, whose weights have its shapes."""
+    known = sizes(config.model)
+    given = {name: value for name, value in given.items() if name in known}
+    model = build(config.model, vocab_size, config.block_size, **given)
+    if config.model in attention.STAGES and config.attention != "triton":
+        attention.use(model, config.attention.replace("auto", "sdpa"))
+    return model
+
+
+def count(config: Config, vocab_size: int) -> int:
+    """The parameters of the model, of which none is made. ValueError as `estimate`."""
+    layers = config.sizes.get("layers", 1)
+
+    def counted(**few) -> int:
+        with FakeTensorMode():
+            model = shapes_of(config, vocab_size, config.sizes | few)
+        return sum(p.numel() for p in model.parameters())
+
+    try:
+        if layers <= 2:
+            return counted()
+        one, two = counted(layers=1), counted(layers=2)
+        return one + (layers - 1) * (two - one)  # each layer has as many
+    except (RuntimeError, TypeError):  # a number of bytes that has no 64 bits
+        raise ValueError("a model of these sizes has more weights than any machine can hold; "
+                         "lower --width or --block-size.") from None
+
+
+def total(machine: Machine) -> int:
+    """The bytes of memory that the device has."""
+    if machine.kind == "cuda":
+        return torch.cuda.get_device_properties(machine.device).total_memory
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    with suppress(OSError, ValueError):  # a container that has a limit of its own; or "max"
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return there
+
+
+def available(machine: Machine) -> int:
+    """The bytes of memory that this process may have in all, with what it has now."""
+    if machine.kind == "cuda":
+        return torch.cuda.mem_get_info(machine.device)[0]
+    mine = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available + mine, total(machine))
+
+
+def most_used(machine: Machine) -> int:
+    """The most bytes of memory that this process has had so far."""
+    if machine.kind == "cuda":
+        return torch.cuda.max_memory_reserved(machine.device) + CONTEXT["cuda"]
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return info.peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def warning(expected: Estimate, config: Config, machine: Machine) -> str:
+    """That memory will be short, if so, and what to lower: that which takes the most of it."""
+    if expected.memory <= (there := available(machine)):
+        return ""
+    return (f"this may not fit: {in_words(there)} of memory are free; {advice(expected, config)}.")
+
+
+def advice(expected: Estimate, config: Config) -> str:
+    if expected.kept > expected.memory / 2:
+        return "lower --width or --layers" + (", or take --optimizer=muon" * (
+            config.optimizer == "adamw"))
+    rows = config.batch_size
+    more = next((n for n in range(config.accumulate + 1, rows + 1) if rows % n == 0), 0)
+    ways = [f"--accumulate={more}"] * bool(more)
+    ways += ["--checkpointing"] * (config.model == "gpt" and not config.checkpointing)
+    return f"try {' or '.join(ways)}, or lower --block-size" if ways else "lower --block-size"
+
+
+def in_words(size: float) -> str:
+    """Bytes as a person says them."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+def peak_flops(machine: Machine) -> float:
+    """The products and sums a second that the device reaches at best: as the maker states it for a
+    GPU that is known here, else measured with large matrices."""
+    if machine.kind == "cuda" and machine.dtype != "float32":
+        name = torch.cuda.get_device_name(machine.device)
+        words = [known for known in GPUS if re.search(rf"\b{known}\b", name)]
+        if words:
+            return GPUS[words[0]]
+    n = 1024 if machine.kind == "cpu" else 4096
+    a = torch.rand(n, n, device=machine.device, dtype=getattr(torch, machine.dtype))
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the product
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)

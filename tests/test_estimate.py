@@ -1,0 +1,166 @@
+"""nanogpt/estimate.py: what a run is told to need is what it then needs."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import nanogpt
+from nanogpt import estimate as module
+from nanogpt.estimate import Estimate, advice, count, estimate, in_words, most_used, warning
+from nanogpt.machine import Machine
+from nanogpt.processes import Processes
+from nanogpt.settings import Config
+
+ROOT = Path(__file__).parents[1]
+CPU = Machine("cpu", "float32", False)
+ALONE = Processes()
+GPT2 = dict(layers=3, heads=2, width=32, position="learned", norm="layer", mlp="gelu",
+            qk_norm=False, tied=True, bias=True, score_cap=0.0, logit_cap=0.0, zero_init=False)
+
+
+def config(model="gpt", sizes=(), **more):
+    settings = dict(
+        model=model, data="tales", lines=False, sizes=dict(sizes), block_size=16, steps=10,
+        batch_size=8, lr=0.01, warmup=1, optimizer="muon", weight_decay=0.0, clip=1.0,
+        eval_every=5, patience=0, seed=0, device="cpu", dtype="float32", compile=False,
+    )
+    return Config(**settings | more)
+
+
+def expected(c, vocab_size=20, machine=CPU, processes=ALONE, separated=False):
+    return estimate(c, vocab_size, separated, machine, processes)
+
+
+@pytest.mark.parametrize("stage", nanogpt.STAGES)
+def test_parameters_are_counted_without_making_them(stage):
+    model = nanogpt.build(stage, 20, 16)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert expected(config(stage)).parameters == parameters
+    if "layers" in nanogpt.sizes(stage):
+        model = nanogpt.build(stage, 20, 16, layers=5)
+        assert count(config(stage, {"layers": 5}), 20) == sum(p.numel() for p in model.parameters())
+
+
+def test_operations_are_those_of_the_formula():
+    # Chowdhery et al. (2022), appendix B: 6 N + 12 layers * width * block size a token, where N
+    # are the weights of matrices; here the head is one, though it is the embedding's
+    c = config(sizes=GPT2)
+    matrices = 3 * 12 * 32**2 + 20 * 32
+    assert expected(c).flops == 6 * matrices + 12 * 3 * 32 * 16
+    assert expected(replace(c, checkpointing=True)).flops == expected(c).flops
+    assert expected(replace(c, accumulate=2)).flops == expected(c).flops
+    assert expected(c, processes=Processes(0, 2)).flops == expected(c).flops
+
+
+def test_what_is_kept_is_weights_gradients_and_the_optimizers_means():
+    model = nanogpt.build("gpt", 20, 16, **GPT2)
+    parameters = sum(p.numel() for p in model.parameters())
+    matrices = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+    steps = 4 * len(list(model.parameters()))  # AdamW counts them for each parameter
+    c = config(sizes=GPT2)
+    adamw = expected(replace(c, optimizer="adamw"))
+    assert 0 <= adamw.kept - 4 * 4 * parameters <= steps
+    assert 0 <= adamw.kept - expected(c).kept - 4 * matrices <= steps
+    averaged = expected(replace(c, optimizer="adamw", average=0.9))
+    assert averaged.kept - adamw.kept == 4 * parameters
+    parted = expected(replace(c, shard=True), processes=Processes(0, 2))
+    assert parted.kept == expected(c).kept // 2
+
+
+def passing(c, **more):
+    """The bytes of an estimate that come and go with a step."""
+    before = psutil_rss()
+    wanted = expected(c, **more)
+    return wanted.memory - wanted.kept - before
+
+
+def psutil_rss():
+    return module.psutil.Process().memory_info().rss
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_its_parts(monkeypatch):
+    monkeypatch.setattr(module.psutil.Process, "memory_info", lambda self: FIXED)
+    c = config(sizes=GPT2, batch_size=2048)
+    assert passing(replace(c, batch_size=4096)) == pytest.approx(2 * passing(c), rel=0.1)
+    assert passing(replace(c, accumulate=4)) == pytest.approx(passing(c) / 4, rel=0.2)
+    assert passing(c, processes=Processes(0, 4)) == pytest.approx(passing(c) / 4, rel=0.2)
+    assert passing(replace(c, checkpointing=True)) < 0.6 * passing(c)
+    half = passing(replace(c, dtype="bfloat16"), machine=Machine("cpu", "bfloat16", False))
+    assert half < 0.9 * passing(c)
+    absurd = passing(replace(c, batch_size=10**9))  # told from a part of it, and at once
+    assert absurd == pytest.approx(passing(c) * 10**9 / 2048, rel=0.1)
+
+
+class Fixed:
+    rss = 10**8
+
+
+FIXED = Fixed()
+
+
+@pytest.mark.parametrize("sizes", [
+    {"width": 10**8}, {"width": 10**10}, {"width": 10**20}, {"layers": 10**9},
+])
+def test_sizes_that_no_machine_holds_are_refused_at_once(sizes):
+    with pytest.raises(ValueError, match="lower --width"):
+        expected(config(sizes=dict(GPT2) | dict(heads=1) | sizes))
+
+
+def test_a_block_that_no_machine_holds_is_refused_at_once():
+    with pytest.raises(ValueError, match="lower --width"):
+        expected(config(sizes=GPT2, block_size=10**12))
+
+
+def test_the_user_is_warned_and_told_what_to_lower(monkeypatch):
+    wanted = Estimate(10**6, 10**9, 10**8, 6e6, 0.1)
+    monkeypatch.setattr(module, "available", lambda machine: 10**9)
+    assert warning(wanted, config(), CPU) == ""
+    monkeypatch.setattr(module, "available", lambda machine: 9 * 10**8)
+    said = warning(wanted, config(), CPU)
+    assert "900 MB" in said and "--accumulate=2" in said and "--checkpointing" in said
+    assert "--checkpointing" not in advice(wanted, config("rnn"))
+    assert "--accumulate=4" in advice(wanted, config(accumulate=2))
+    assert "--accumulate" not in advice(wanted, config(batch_size=1))
+    large = replace(wanted, kept=9 * 10**8)
+    assert "--width" in advice(large, config()) and "muon" not in advice(large, config())
+    assert "--optimizer=muon" in advice(large, config(optimizer="adamw"))
+
+
+def test_accumulating_as_advised_is_possible():
+    wanted = Estimate(10**6, 10**9, 10**8, 6e6, 0.1)
+    said = advice(wanted, config(batch_size=9))
+    assert "--accumulate=3" in said  # the least more that divides the rows
+
+
+def test_bytes_in_words():
+    assert [in_words(n) for n in (5e5, 2.5e8, 1.25e9)] == ["0 MB", "250 MB", "1.2 GB"]
+
+
+def test_the_most_that_was_used_never_falls():
+    before = most_used(CPU)
+    block = torch.ones(50_000_000)
+    during = most_used(CPU)
+    del block
+    assert during > before + 150_000_000  # Linux counts a few pages late
+    assert most_used(CPU) > during - 50_000_000
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere memory is counted otherwise")
+@pytest.mark.parametrize("flags", [
+    # much to keep; much that passes
+    "--model=bigram --tokenizer=bpe --vocab-size=8192 --batch-size=8 --optimizer=adamw",
+    "--model=gpt --width=64 --layers=2 --heads=2 --batch-size=1024 --block-size=64",
+])
+def test_above_a_gigabyte_the_estimate_is_within_a_fifth_of_what_is_measured(flags, tmp_path):
+    script = [sys.executable, "train.py", "--data=tales", "--steps=2", "--eval-every=2",
+              "--device=cpu", f"--out={tmp_path / 'run'}", *flags.split()]
+    subprocess.run(script, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    result = json.loads((tmp_path / "run/result.json").read_text("utf-8"))
+    assert result["memory"] > 1e9
+    assert result["memory_expected"] == pytest.approx(result["memory"], rel=0.2)
