@@ -203,7 +203,8 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     refuse_sizes(given, stage, backend, takes)
     if stage not in ATTENTIVE:
         if "attention" in given:
-            raise ValueError(f"the stage {stage} has no --attention; {' and '.join(ATTENTIVE)} have.")
+            have = " and ".join(ATTENTIVE)
+            raise ValueError(f"the stage {stage} has no --attention; {have} have.")
         repeated = repeated | {"attention": "naive"}
     if given.get("vocab_size"):
         given.setdefault("tokenizer", "bpe")
