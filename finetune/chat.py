@@ -204,6 +204,11 @@ def check_messages(messages, where: str) -> list[str]:
 # Answers
 
 
+def silent(tokenizer: data.Tokenizer) -> list[int]:
+    """The tokens that no answer holds; TURN ends it."""
+    return [END, *(token for token in tokenizer.silent if token != TURN)]
+
+
 def answers(
     model: LanguageModel, tokenizer: data.Tokenizer, prompts: list[list[int]], length: int,
     temperature: float, seed: int = 0, progress: str = "", rows: int = 64,
@@ -218,7 +223,7 @@ def answers(
         drawn: dict[int, list[int]] = {row: [] for row in range(len(group))}
         stream = generate(
             model, [prompts[i] for i in group], length, temperature=temperature, seed=seed,
-            stop=TURN, never=(END, USER, ASSISTANT),
+            stop=TURN, never=silent(tokenizer),
         )
         for row, token in stream:
             drawn[row].append(token)
@@ -271,7 +276,7 @@ class Talk:
                              "seen its characters.")
         self.push([*([] if self.turns else [END]), USER, *ids, ASSISTANT])
         banned = torch.zeros(self.model.vocab_size)
-        banned[[END, USER, ASSISTANT]] = -torch.inf
+        banned[silent(self.tokenizer)] = -torch.inf
         writer = sample.Writer(self.tokenizer)
         for number in uniforms_of(self.seed, self.turns, length):
             uniform = torch.tensor([number])

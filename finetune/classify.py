@@ -39,6 +39,7 @@ from .pretrained import (
     Replay,
     known_ids,
     load,
+    place,
     pretraining_loss,
     seen_in_pretraining,
 )
@@ -393,7 +394,8 @@ def carry_out(
     saved = about["config"]["finetune"]
     before = saved.get("pretraining_loss_before")
     if not resume:
-        before = pretraining_loss(pretrained.build().to(machine.device), pretrained, machine)
+        model = place(pretrained.build(), config.model, machine)
+        before = pretraining_loss(model, pretrained, machine)
         saved["pretraining_loss_before"] = before
     sizes = ", ".join(f"{len(part.sequences):,} {split}" for split, part in splits.items())
     print(f"{task.name}: {len(task.labels)} labels, {sizes} texts")
@@ -465,6 +467,7 @@ def fit(
     adapt(model, tuning, speaks=replay is not None and tuning.tune == "all")
     if resume:
         classifier.load_state_dict(resume["model"])
+    place(model, config.model, machine)
     classifier.to(machine.device)
     model.checkpointing = config.checkpointing
     trained, every = count(classifier)

@@ -24,6 +24,7 @@ from nanogpt.machine import DEVICES, Machine, choose
 
 from . import baselines, chat, classify, measures, strings, tasks
 from .chat import Conversation, question
+from .pretrained import place
 
 SAMPLED = 0.8  # the temperature of what is drawn, beside the likeliest
 ANSWER = 0.25  # of a block: what an answer to a question, or a word, may take at most
@@ -78,6 +79,7 @@ def make_judge(run: Path | None, machine: Machine) -> Judge:
         classifier, tokenizer, saved = classify.load_classifier(run)
         if saved["finetune"]["name"] != "topic":
             raise ValueError(f"{run} sorts by {saved['finetune']['name']}, not by topic.")
+        place(classifier.model, saved["model"], machine)
         classifier.to(machine.device)
 
         def topic(text: str) -> str:
@@ -306,6 +308,7 @@ def main() -> None:
 def score_labels(args, machine: Machine) -> tuple[dict, list[str]]:
     """A run that sorts, on texts with labels. ValueError: labels that it does not know."""
     classifier, tokenizer, saved = classify.load_classifier(args.run)
+    place(classifier.model, saved["model"], machine)
     classifier.to(machine.device)
     finetune = saved["finetune"]
     rows = tasks.read_rows(args.test)[0][1]
@@ -337,7 +340,7 @@ def score_chat(args, machine: Machine) -> tuple[dict, list[str]]:
     """A run that follows instructions (or one that never learned to), on tales or conversations."""
     checkpoint = runs.load_checkpoint(args.run)
     model, tokenizer = sample.restore(checkpoint)
-    model.to(machine.device)
+    place(model, checkpoint["config"]["model"], machine)
     found = read_items(args.test)
     if args.strings:
         found.strings = string_items(args.strings)

@@ -27,7 +27,15 @@ from nanogpt.settings import Config, restore_config
 from . import chat, classify, evaluate, settings, strings, tasks
 from .adapt import Tuning, adapt, count, lr_shares
 from .chat import Chunk, Conversation
-from .pretrained import LONGEST, Pretrained, Replay, load, pretraining_loss, seen_in_pretraining
+from .pretrained import (
+    LONGEST,
+    Pretrained,
+    Replay,
+    load,
+    place,
+    pretraining_loss,
+    seen_in_pretraining,
+)
 
 LEAST = 512  # tokens of a row: room for a tale
 STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
@@ -196,7 +204,7 @@ def carry_out(
         topics = Path(saved["topics"]) if saved.get("topics") else None
         judge = evaluate.make_judge(topics, machine) if items.tales else None
         if not resume:
-            model = pretrained.build().to(machine.device)
+            model = place(pretrained.build(), config.model, machine)
             saved["pretraining_loss_before"] = pretraining_loss(model, pretrained, machine)
             before = evaluate.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
             write_judged(run / "before.json", *before)
@@ -262,7 +270,7 @@ def fit(
     adapt(model, tuning)
     if resume:
         model.load_state_dict(resume["model"])
-    model.to(machine.device)
+    place(model, config.model, machine)
     model.checkpointing = config.checkpointing
     trained, every = count(model)
     saved["trained_parameters"] = trained

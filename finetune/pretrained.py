@@ -12,6 +12,7 @@ import nanogpt
 import sample
 from data import runs
 from makemore.model import IGNORED, LanguageModel
+from nanogpt import attention
 from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
@@ -89,6 +90,13 @@ def load(
     before = (config.block_size, config.optimizer)
     config = replace(config, sizes=sizes, block_size=size)
     return Pretrained(Path(path), config, tokenizer, weights, *before, dataset, note)
+
+
+def place(model: LanguageModel, stage: str, machine: Machine) -> LanguageModel:
+    """The model where it computes, with the attention that is right there."""
+    if stage in attention.STAGES:
+        attention.use(model, attention.choose("auto", machine))
+    return model.to(machine.device)
 
 
 def pretraining_text(saved: dict, text: str | None) -> tuple[data.Dataset | None, str]:

@@ -113,7 +113,7 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
         weight_decay=max(0.1, config.weight_decay),
         eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
         compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
-        checkpointing=False, shard=False,
+        checkpointing=False, shard=False, attention="auto",
     )
     chosen = plain | defaults | chosen | {"block_size": config.block_size}
     names = asdict(config).keys() - {"model", "data", "lines", "sizes", "tokenizer", "vocab_size"}

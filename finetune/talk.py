@@ -11,7 +11,7 @@ from nanogpt.machine import choose
 
 from . import classify as sorting
 from .chat import Talk
-from .pretrained import known_ids
+from .pretrained import known_ids, place
 
 BYE = ("", "/quit", "/exit")
 
@@ -23,6 +23,7 @@ def classify(run: Path, args: argparse.Namespace) -> None:
     """
     classifier, tokenizer, saved = sorting.load_classifier(run)
     machine = choose(args.device, args.dtype)
+    place(classifier.model, saved["model"], machine)
     classifier.to(machine.device)
     found, notes = sorting.assign(classifier, tokenizer, saved, args.classify, machine)
     for note in notes:
