@@ -96,8 +96,9 @@ def train(
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
     nats, a scalar. evaluate(): the validation loss. mfu: the model's FLOP utilisation at one token
-    a second. about: plain values that go into every checkpoint. resume: a checkpoint to go on from.
-    lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt and best.pt.
+    a second, or 0 if that is unknown. about: plain values that go into every checkpoint. resume: a
+    checkpoint to go on from. lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt
+    and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
     how = (config.optimizer, config.lr, config.weight_decay)
@@ -208,7 +209,8 @@ def train(
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
             bar.update()
-            pace = f"{speed(progress):,} tokens/s, {speed(progress) * mfu:.0%} MFU"
+            pace = f"{speed(progress):,} tokens/s" + (
+                f", {speed(progress) * mfu:.0%} MFU" if mfu else "")
             bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 validate()
@@ -302,11 +304,11 @@ def diverged_message(what: str, step: int, config: Config, run: Path) -> str:
 
 def evaluation_line(line: dict, config: Config) -> str:
     trained = "     -" if line["train_loss"] is None else f"{line['train_loss']:.4f}"
+    mfu = f"{line['mfu']:.0%} MFU, " if line["mfu"] else ""  # a finetuned run has none
     return (
         f"step {line['step']:>{len(str(config.steps))}} of {config.steps}: train {trained}, "
         f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} tokens/s, "
-        f"{line['mfu']:.0%} MFU, "
-        f"{line['seconds']:.0f} s"
+        f"{mfu}{line['seconds']:.0f} s"
     )
 
 

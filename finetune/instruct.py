@@ -39,6 +39,7 @@ from .pretrained import (
 
 LEAST = 512  # tokens of a row: room for a tale
 STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
+TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -284,8 +285,9 @@ def fit(
     replay = Replay(pretrained, replayed, config.block_size) if replayed else None
 
     def fresh(generator: np.random.Generator) -> Chunk:
-        prompt, answer, _ = strings.make(generator)
-        return chat.encode(Conversation([prompt, answer]), pretrained.tokenizer, config.block_size)
+        number = TURNS[generator.integers(len(TURNS))]
+        said = [text for _ in range(number) for text in strings.make(generator)[:2]]
+        return chat.encode(Conversation(said), pretrained.tokenizer, config.block_size)
 
     own = bool(saved.get("train"))
     strings_alone = 0 if own else int((config.batch_size - replayed) * STRINGS)

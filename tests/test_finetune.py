@@ -17,6 +17,8 @@ import data
 import nanogpt
 import sample
 import train
+from benchmarks import finetune as benchmark
+from benchmarks import tunings
 from data import ASSISTANT, END, TURN, USER, runs
 from finetune import (
     adapt,
@@ -791,6 +793,34 @@ def test_the_loss_of_the_true_answers(letters):
         nats -= sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
     assert found["nats_per_token"] == pytest.approx(nats / 7, rel=1e-4)
     assert found["bits_per_char"] == pytest.approx(nats / math.log(2) / 7, rel=1e-4)
+
+
+# Its benchmarks
+
+
+def test_a_fold_pretrains_on_its_own_training_tales(tmp_path):
+    examples = [tasks.as_example(tale, "topic") for tale in data.tales()[:20]]
+    for number, splits in enumerate(tasks.folds(examples, 4)):
+        folder = benchmark.fold_folder(splits, tmp_path / str(number))
+        found = data.load(str(folder)).splits
+        assert found == {s: [e.text for e in part] for s, part in splits.items()}
+
+
+def test_how_far_finetuning_is_ahead():
+    right = {"finetuned": np.array([1, 1, 0.5, 0]), "n-gram regression": np.array([1, 0, 0, 0.0])}
+    rows = benchmark.judged("topic", right, folds=4)
+    assert [row["accuracy"] for row in rows] == [0.625, 0.25]
+    assert rows[1]["behind_finetuned"] == 0.375
+    low, high = rows[1]["behind_interval"]
+    assert low <= 0.375 <= high and "0.625" in benchmark.table(rows)
+
+
+def test_seconds_and_memory_of_a_process(tmp_path):
+    command = [sys.executable, "-c", "x = bytes(range(256)) * 2**18"]
+    seconds, peak = tunings.measured(command, tmp_path / "log")
+    assert seconds > 0 and (peak is None or peak > 2**26)
+    with pytest.raises(ValueError, match="no file"):
+        tunings.measured([sys.executable, "-c", "raise SystemExit('no file')"], tmp_path / "log")
 
 
 # GPT-2's weights
