@@ -345,6 +345,7 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
         raise ValueError(f"--batch-size={config.batch_size} rows cannot be parted equally among "
                          f"{processes.world} processes and --accumulate={config.accumulate} parts.")
     machine = processes.place(choose(config.device, config.dtype, config.compile))
+    attention.choose(config.attention, machine)  # or says here why it cannot
     tokenizer = None
     if processes.first:
         tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
@@ -394,6 +395,7 @@ def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
     if runs.fingerprint(dataset.splits) != about["config"]["fingerprint"]:
         raise ValueError(f"{config.data} has changed since {run} began; restore it or train anew.")
     machine = processes.place(choose(config.device, config.dtype, config.compile))
+    attention.choose(config.attention, machine)  # or says here why it cannot
     tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
     expected = estimate(config, tokenizer.vocab_size, dataset.separated, machine, processes)
     model, tokenizer = sample.restore(checkpoint | {"average": {}})  # the weights that learn

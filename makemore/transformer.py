@@ -10,8 +10,6 @@ and squared ReLUs (So et al. 2021). Every position asks (a query q), and every e
 The state holds the keys and values of the positions before.
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 
@@ -40,13 +38,15 @@ def mask_of(positions, past, block_size):
 
 
 def attend(q, k, v, mask):
-    """softmax(q k' / sqrt(D)) v (B, H, T, D), but for the keys in mask (B, 1, T, S)."""
+    """softmax(q k' / sqrt(D)) v: (B, H, T, D)."""
     scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5  # (B, H, T, S)
     return scores.masked_fill(mask, -torch.inf).softmax(3) @ v
 
 
 class Attention(nn.Module):
     """Attention with several heads to the last block_size positions: (B, T, C) -> (B, T, C)."""
+
+    attend = staticmethod(attend)
 
     def __init__(self, width: int, heads: int, block_size: int):
         super().__init__()
@@ -57,13 +57,13 @@ class Attention(nn.Module):
 
     def forward(self, x, view, memory):
         B, T, C = x.shape
-        cos, sin, attend = view
+        cos, sin, mask = view
         qkv = self.qkv(x).view(B, T, 3 * self.heads, -1).transpose(1, 2)
         qk, v = qkv.split([2 * self.heads, self.heads], 1)
         q, k = rotate(qk, cos, sin).chunk(2, 1)  # (B, H, T, D)
         if memory:
             k, v = torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)  # (B, H, S, D)
-        y = self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, C))
+        y = self.out(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
         if (excess := k.shape[2] - self.block_size + 1) > 0:  # which no later position sees
             k, v = k[:, :, excess:], v[:, :, excess:]
         return y, (k, v)
@@ -91,7 +91,7 @@ class Block(nn.Module):
 class Transformer(LanguageModel):
     """Blocks, one on the other, and a norm before the head."""
 
-    fused = None  # or what makes `attend` a kernel's: nanogpt/attention.py
+    mask_of = staticmethod(mask_of)
 
     def __init__(self, vocab_size, block_size, layers=2, heads=4, width=96, dropout=0.1):
         super().__init__(vocab_size, block_size, width, dropout=dropout)
@@ -105,7 +105,6 @@ class Transformer(LanguageModel):
     def mix(self, x, positions, memories):
         past = memories[0][0].shape[2] if memories[0] else 0
         angles = positions[:, None, :, None] * self.speeds  # (B, 1, T, D)
-        seen = positions, past, self.block_size
-        how = self.fused(*seen) if self.fused else partial(attend, mask=mask_of(*seen))
-        x, memories = super().mix(x, (angles.cos(), angles.sin(), how), memories)  # for all blocks
+        view = angles.cos(), angles.sin(), self.mask_of(positions, past, self.block_size)
+        x, memories = super().mix(x, view, memories)  # one view for all blocks
         return self.norm(x), memories

@@ -36,8 +36,19 @@ def use(model: nn.Module, how: str) -> None:
     """Have a transformer or a gpt compute its attention so."""
     if hasattr(model, "attention"):
         model.attention = how
-    else:  # the ladder's file knows the formula alone
-        model.fused = None if how == "naive" else partial(attention_of, how)
+        return
+    for place in [model, *(layer.attention for layer in model.layers)]:
+        for name in ("mask_of", "attend"):
+            place.__dict__.pop(name, None)  # the ladder's file has the formula
+    if how != "naive":
+        model.mask_of = partial(attention_of, how)
+        for layer in model.layers:
+            layer.attention.attend = attend
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, how: Attend) -> Tensor:
+    """In the place of the ladder's, which takes a mask."""
+    return how(q, k, v)
 
 
 def attention_of(

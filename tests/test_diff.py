@@ -355,7 +355,7 @@ def test_changed_words_stand_out():
 @pytest.mark.parametrize("pair", NEIGHBOURS)
 def test_a_step_up_the_ladder_is_short(pair):
     added, _ = diff.counts(*map(lines_of, pair))
-    assert added <= (90 if pair == ("gru", "transformer") else 60)
+    assert added <= (95 if pair == ("gru", "transformer") else 60)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -18,7 +18,8 @@ from kernels.norm import add_rms_norm  # noqa: E402
 from makemore.transformer import rotary_frequencies, rotate  # noqa: E402
 from nanogpt.gpt import GPT  # noqa: E402
 
-os.environ.pop("TRITON_INTERPRET", None)  # the processes that tests start are asked for nothing
+os.environ.pop("TRITON_INTERPRET", None)  # the tests that launch kernels ask again
+pytestmark = pytest.mark.usefixtures("interpreter")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
