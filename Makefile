@@ -1,14 +1,31 @@
 # make demo: set up and train the transformer on names. make test: set up and pass the tests.
+# make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; about half
+# an hour, and where it was stopped it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
+PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block-size=512 \
+	--batch-size=8 --steps=1000
+TAUGHT := --steps=1000
 
-.PHONY: demo test clean
+.PHONY: demo test finetune clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --model=transformer
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+finetune: runs/taught/result.json
+	cat runs/taught/report.txt
+
+runs/teller/result.json: | .venv/installed
+	if [ -f runs/teller/last.pt ]; then $(BIN)/python train.py --resume=runs/teller; else \
+	rm -rf runs/teller && $(BIN)/python train.py $(PRETRAINED) --out=runs/teller; fi
+
+runs/taught/result.json: runs/teller/result.json
+	if [ -f runs/taught/last.pt ]; then \
+	$(BIN)/python -m finetune.instruct --resume=runs/taught; else \
+	rm -rf runs/taught && $(BIN)/python -m finetune.instruct --from=runs/teller $(TAUGHT) --out=runs/taught; fi
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

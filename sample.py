@@ -35,6 +35,7 @@ def restore(checkpoint: dict) -> tuple[LanguageModel, data.Tokenizer]:
     """The model and the tokenizer in a checkpoint that is loaded. ValueError: another version's."""
     try:
         config = checkpoint["config"]
+        check_speaks(checkpoint)
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
         sizes = (tokenizer.vocab_size, config["block_size"])
         backend = config.get("backend", "torch")
@@ -43,6 +44,16 @@ def restore(checkpoint: dict) -> tuple[LanguageModel, data.Tokenizer]:
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the checkpoint is of another version ({error}).") from None
     return model.eval(), tokenizer
+
+
+def check_speaks(checkpoint: dict) -> None:
+    """ValueError for a finetuned run whose checkpoint is no language model, or not yet one."""
+    finetuned = checkpoint["config"].get("finetune")
+    if finetuned and finetuned["kind"] == "classify":
+        raise ValueError("this run sorts texts: python sample.py --run=RUN --classify TEXT")
+    if finetuned and finetuned["tuning"]["tune"] != "all" and not checkpoint.get("merged"):
+        raise ValueError("this run was stopped before what it learned was merged into its weights; "
+                         "end it first: python -m finetune.instruct --resume=RUN")
 
 
 def load_weights(model: LanguageModel, checkpoint: dict) -> None:
@@ -214,6 +225,10 @@ def make_parser() -> cli.Parser:
     add(what, "length", "at most so many tokens each (default: 2 blocks of lines, 500 of text)")
     text = "end a sample where this would stand; may be given several times"
     add(what, "stop", text, str, metavar="TEXT", action="append")
+    text = "talk with a run of finetune.instruct; with --prompt one turn"
+    add(what, "chat", text, bool)
+    text = "the labels that a run of finetune.classify gives this text"
+    add(what, "classify", text, str, metavar="TEXT")
     how = parser.add_argument_group("how to draw")
     add(how, "temperature", "below 1 safer, above wilder, 0 the likeliest (default 1)", float)
     add(how, "top_k", "only among so many likeliest tokens; 0 is off (default 0)")
@@ -240,9 +255,18 @@ def main() -> None:
     check(args)
     nanogpt.sizes(args.model or "transformer")  # says so if there is no such stage
     run = args.run or runs.newest_run(args.model or "transformer")
+    if args.classify is not None:
+        from finetune import talk  # only here, for finetune is built on this file
+
+        return talk.classify(run, args)
     checkpoint = runs.load_checkpoint(run)
     config = checkpoint["config"]
     model, tokenizer = restore(checkpoint)
+    instructed = config.get("finetune", {}).get("kind") == "instruct"
+    if args.chat or instructed and args.prompt:
+        from finetune import talk
+
+        return talk.chat(model, tokenizer, config, run, args)
     machine = place(model, config, args)
     loss = checkpoint["progress"].get("val_loss", math.nan)
     about = f"{run}: {config['model']} on {config['data']}"

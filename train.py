@@ -90,16 +90,19 @@ def train(
     run: Path,
     about: dict,
     resume: dict | None = None,
+    lr_shares: dict[str, float] | None = None,
 ) -> Progress:
     """Train the model in place until config.steps, or until patience runs out.
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
     nats, a scalar. evaluate(): the validation loss. mfu: the model's FLOP utilisation at one token
-    a second. about: plain values that go into every checkpoint. resume: a checkpoint to go on from.
-    Into run go metrics.jsonl, last.pt and best.pt.
+    a second, or 0 if that is unknown. about: plain values that go into every checkpoint. resume: a
+    checkpoint to go on from. lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt
+    and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
-    optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
+    how = (config.optimizer, config.lr, config.weight_decay)
+    optimizers = make_optimizers(model, *how, lr_shares)
     scaler = machine.scaler()
     average = Average(model, config.average)
     progress = Progress()
@@ -167,7 +170,8 @@ def train(
             started = time.monotonic()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * lr_factor(progress.step, config)
+                    share = group.get("lr_share", 1.0)
+                    group["lr"] = config.lr * lr_factor(progress.step, config) * share
             batch = batches(config.seed, progress.step)
             tokens, nats = count(batch), 0.0
             own = parts(batch, config.accumulate * world)[processes.rank::world]
@@ -205,7 +209,8 @@ def train(
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
             bar.update()
-            pace = f"{speed(progress):,} tokens/s, {speed(progress) * mfu:.0%} MFU"
+            pace = f"{speed(progress):,} tokens/s" + (
+                f", {speed(progress) * mfu:.0%} MFU" if mfu else "")
             bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 validate()
@@ -299,11 +304,11 @@ def diverged_message(what: str, step: int, config: Config, run: Path) -> str:
 
 def evaluation_line(line: dict, config: Config) -> str:
     trained = "     -" if line["train_loss"] is None else f"{line['train_loss']:.4f}"
+    mfu = f"{line['mfu']:.0%} MFU, " if line["mfu"] else ""  # a finetuned run has none
     return (
         f"step {line['step']:>{len(str(config.steps))}} of {config.steps}: train {trained}, "
         f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} tokens/s, "
-        f"{line['mfu']:.0%} MFU, "
-        f"{line['seconds']:.0f} s"
+        f"{mfu}{line['seconds']:.0f} s"
     )
 
 
@@ -376,6 +381,9 @@ def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
     path = run / "last.pt" if args.resume == run and (run / "last.pt").exists() else args.resume
     checkpoint = processes.agree(runs.load_checkpoint(path) if processes.first else None)
     about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
+    if finetuned := about["config"].get("finetune"):
+        raise ValueError(f"{run} is finetuned; go on with it by: "
+                         f"python -m finetune.{finetuned['kind']} --resume={run}")
     if args.steps is not None:
         about["config"]["steps"] = args.steps
         checkpoint["progress"]["since_best"] = 0  # new steps, new patience

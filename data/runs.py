@@ -86,9 +86,10 @@ def newest_run(model: str, root: Path = Path("runs")) -> Path:
 
 
 def model_of(config: Path) -> str | None:
-    """The model that a config.json names, or None where it is damaged."""
+    """The model that a config.json names, or None where it is damaged, or of a finetuned run."""
     try:
-        return json.loads(config.read_text("utf-8")).get("model")
+        settings = json.loads(config.read_text("utf-8"))
+        return None if settings.get("finetune") else settings.get("model")
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -52,15 +52,18 @@ def newest_results(root: Path) -> tuple[dict[str, list[str]], list[Path]]:
     found, broken = [], []
     for path in root.glob("*/result.json"):
         try:
-            found.append((path.stat().st_mtime, *read_result(path)))
+            if (result := read_result(path)):
+                found.append((path.stat().st_mtime, *result))
         except (OSError, ValueError, TypeError, KeyError):
             broken.append(path)
     return {model: cells for _, model, cells in sorted(found)}, sorted(broken)
 
 
-def read_result(path: Path) -> tuple[str, list[str]]:
-    """The model of a result.json, and what the table shows of it."""
+def read_result(path: Path) -> tuple[str, list[str]] | None:
+    """The model of a result.json, and what the table shows of it; None of a finetuned run."""
     result = json.loads(path.read_text("utf-8"))
+    if "kind" in result:
+        return None
     loss, note = result["test_loss"], ""
     if loss is None:  # a text has no test split
         loss, note = result["val_loss"], " (val)"

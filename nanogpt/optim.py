@@ -15,20 +15,23 @@ BETAS = (0.9, 0.99)  # of AdamW
 
 
 def make_optimizers(
-    model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0
+    model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0,
+    lr_shares: dict[str, float] | None = None,
 ) -> list[torch.optim.Optimizer] | list[NumpyOptimizer]:
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
     hold for them. Weight decay is for matrices alone. Both take the same learning rate. A model in
-    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these.
+    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these. lr_shares:
+    parameters, by name, that take another share of the learning rate than 1; it stands in their
+    group as "lr_share".
     """
     decayed, muon, rest = [], [], []
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in weights.items():
         if parameter.ndim < 2:
             rest.append(name)
-        elif kind == "muon" and name.startswith("layers.") and parameter.ndim == 2:
+        elif kind == "muon" and "layers." in name and parameter.ndim == 2:
             muon.append(name)
         else:
             decayed.append(name)
@@ -43,18 +46,22 @@ def make_optimizers(
             by_hand.use(kind, list(weights))
         return [by_hand]
     assert kind in OPTIMIZERS
-    groups = [
-        dict(params=[weights[name] for name in decayed], weight_decay=weight_decay),
-        dict(params=[weights[name] for name in rest], weight_decay=0.0),
-    ]
+    shares = {name: (lr_shares or {}).get(name, 1.0) for name in weights}
+
+    def groups(names: list[str], decay: float) -> list[dict]:
+        return [
+            dict(params=[weights[name] for name in names if shares[name] == share],
+                 weight_decay=decay, lr_share=share)
+            for share in sorted({shares[name] for name in names}, reverse=True)
+        ]
+
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
-    if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=fused))
+    if decayed or rest:
+        every = groups(decayed, weight_decay) + groups(rest, 0.0)
+        optimizers.append(torch.optim.AdamW(every, lr=lr, betas=BETAS, fused=fused))
     if muon:
-        matrices = [weights[name] for name in muon]
-        optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
+        optimizers.append(Muon(groups(muon, weight_decay), lr=lr))
     return optimizers
 
 

@@ -272,6 +272,8 @@ def read_config(path: Path) -> dict:
         settings = asdict(restore_config(saved))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is not the config.json of a run ({error}).") from None
+    if "finetune" in saved:
+        raise ValueError(f"{path} is of a finetuned run, which train.py does not repeat.")
     return settings | {"fingerprint": saved.get("fingerprint")}
 
 

@@ -1,0 +1,203 @@
+"""Finetuning beside its baselines: origins of names, topics and lessons of tales.
+
+    python -m benchmarks.finetune [--seeds 3] [--folds 5] [--toy]
+
+Origin: on the names that were held out. Topic and lesson: cross-validated over the tales, where
+each fold pretrains on its own training tales, so that no tale was read before it is tested on.
+Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
+bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
+has 1%, 10% and 100% of the labels of the names; LoRA goes beside full finetuning on all tasks.
+--toy: everything, as small as can be, to see that it runs.
+"""
+
+import datetime
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import data
+from benchmarks.ladder import ROOT, SCRIPT, timed
+from data import cli, runs
+from finetune import baselines, classify, measures, pretrained, settings, tasks
+from nanogpt.machine import choose
+
+SHARES = (0.01, 0.1, 1.0)
+NETWORKS = {  # and their flags; "random": the same network from random weights
+    "finetuned": [],
+    "finetuned, LoRA": ["--tune=lora", "--rank=8"],
+    "random first weights": [],
+}
+TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
+         "--batch-size=8")
+NAMES = ("--model=transformer",)
+TOY = ("--steps=2", "--eval-every=2", "--batch-size=4")
+
+
+def pretrain(flags: tuple[str, ...], source: str, run: Path, toy: bool) -> Path:
+    """A pretrained run on a set or a folder."""
+    more = (*TOY, "--block-size=32") if toy else ()
+    timed([*SCRIPT, *flags, f"--data={source}", "--device=cpu", *more, f"--out={run}"])
+    return run
+
+
+def fold_folder(splits: dict, folder: Path) -> Path:
+    """The texts of a fold as a folder that train.py splits in the same way."""
+    folder.mkdir(parents=True)
+    for split, part in splits.items():
+        lines = "".join(json.dumps({"text": example.text}) + "\n" for example in part)
+        runs.write(folder / f"{split}.jsonl", lines)
+    return folder
+
+
+def network(
+    base: Path, task: tasks.Task, name: str, seed: int, scratch: Path, toy: bool
+) -> np.ndarray:
+    """Which test items (N,) a network gets right."""
+    more = [*TOY] if toy else []
+    args = classify.make_parser().parse_args([*NETWORKS[name], *more, f"--seed={seed}",
+                                              "--device=cpu"])
+    tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(base)["tokenizer"])
+    fits = 32 if toy else classify.fitting(task, tokenizer)
+    begun = pretrained.load(base, fits=fits)
+    splits = classify.encode_splits(task, begun)
+    config, balance = classify.config_for(begun, splits, args)
+    about = classify.about_of(begun, config, {
+        "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
+        "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
+        "balance": balance,
+    })
+    run = runs.make_run(scratch / "run")
+    machine = choose("cpu")
+    classifier, _ = classify.fit(begun, splits, config, run, about, machine,
+                                 random=name.startswith("random"))
+    found = classify.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
+    return measures.truth(found, splits["test"].labels) == found
+
+
+def plain(task: tasks.Task, toy: bool) -> dict[str, np.ndarray]:
+    """Which test items (N,) the baselines without a network get right."""
+    number = {label: i for i, label in enumerate(task.labels)}
+    texts = {s: [(e.text, tuple(number[label] for label in e.labels)) for e in part]
+             for s, part in task.splits.items()}
+    labels = [several for _, several in texts["test"]]
+    kinds = ("words",) if toy else baselines.FEATURES
+    regression, _ = baselines.fit(texts["train"], texts["val"], len(number), kinds=kinds)
+    found = {
+        "n-gram regression": regression.probabilities([t for t, _ in texts["test"]]).argmax(1),
+        "commonest label": baselines.majority([several for _, several in texts["train"]],
+                                              len(labels)),
+    }
+    return {name: measures.truth(predicted, labels) == predicted
+            for name, predicted in found.items()}
+
+
+def judged(task: str, right: dict[str, np.ndarray], **more) -> list[dict]:
+    """A row for each name: right (N,), averaged over seeds where there are some, and how far
+    finetuning is ahead."""
+    rows = []
+    for name, values in right.items():
+        row = {"task": task, "name": name, "accuracy": float(values.mean()),
+               "interval": measures.mean_interval(values.astype(float)), "n": len(values), **more}
+        if name != "finetuned":
+            row["behind_finetuned"], row["behind_interval"] = measures.paired(
+                right["finetuned"], values)
+        rows.append(row)
+    return rows
+
+
+def origin(seeds: int, scratch: Path, toy: bool, share: float = 1.0) -> list[dict]:
+    """The names, with a share of the labels."""
+    base = scratch / "names"
+    if not base.exists():
+        pretrain(NAMES, "names", base, toy)
+    task = tasks.load("origin")
+    keep = round(share * len(task.splits["train"]))
+    chosen = sorted(data.order(0, 0, len(task.splits["train"]))[:keep])
+    train = [task.splits["train"][i] for i in chosen]
+    few = {label for example in train for label in example.labels}
+    train += [next(e for e in task.splits["train"] if label in e.labels)
+              for label in task.labels if label not in few]
+    task = replace(task, splits=task.splits | {"train": train})
+    return judged("origin", scores([(base, task)], seeds, scratch, toy), share=share)
+
+
+def tale_task(name: str, seeds: int, folds: int, scratch: Path, toy: bool) -> list[dict]:
+    """Topic or lesson, cross-validated."""
+    examples = [tasks.as_example(tale, name) for tale in data.tales()]
+    pairs = []
+    for number, splits in enumerate(tasks.folds(examples, folds)):
+        base = scratch / f"tales-{number}"
+        if not base.exists():  # the folds of all tasks are of the same tales
+            folder = fold_folder(splits, scratch / f"fold-{number}")
+            pretrain(TALES, str(folder), base, toy)
+        pairs.append((base, tasks.make(name, splits)))
+    return judged(name, scores(pairs, seeds, scratch, toy), folds=folds)
+
+
+def scores(
+    pairs: list[tuple[Path, tasks.Task]], seeds: int, scratch: Path, toy: bool
+) -> dict[str, np.ndarray]:
+    """What each row gets right, over the test items of all pairs of a run and a task, in order."""
+    right: dict[str, list[np.ndarray]] = {}
+    for base, task in pairs:
+        for name in NETWORKS:
+            each = [network(base, task, name, seed, scratch, toy) for seed in range(seeds)]
+            right.setdefault(name, []).append(np.mean(each, 0))
+        for name, values in plain(task, toy).items():
+            right.setdefault(name, []).append(values.astype(float))
+    return {name: np.concatenate(parts) for name, parts in right.items()}
+
+
+def table(rows: list[dict]) -> str:
+    """A row a model."""
+    lines = ["| task | labels | model | accuracy | finetuning is ahead by |",
+             "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        low, high = row["interval"]
+        ahead = "-"
+        if "behind_finetuned" in row:
+            first, last = row["behind_interval"]
+            ahead = f"{row['behind_finetuned']:+.3f} ({first:+.3f} to {last:+.3f})"
+        share = f"{row.get('share', 1):.0%}"
+        lines.append(f"| {row['task']} | {share} | {row['name']} | {row['accuracy']:.3f} "
+                     f"({low:.3f} to {high:.3f}) | {ahead} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m benchmarks.finetune", description=__doc__)
+    cli.add(parser, "seeds", "of each network (default 3)")
+    cli.add(parser, "folds", "of the tales (default 5)")
+    cli.add(parser, "toy", "as small as can be", bool)
+    cli.add(parser, "out", "(default benchmarks/results/finetune.json)", Path)
+    args = parser.parse_args()
+    seeds, folds = args.seeds or 3, args.folds or 5
+    if seeds < 1 or folds < 3:
+        raise ValueError("--seeds must be at least 1 and --folds at least 3.")
+    toy = bool(args.toy)
+    out = args.out or ROOT / "benchmarks/results/finetune.json"
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        for share in SHARES[::-1]:
+            rows += origin(seeds, scratch, toy, share)
+            write(rows, out, seeds, toy)
+        for name in ("topic", "lesson"):
+            rows += tale_task(name, seeds, folds, scratch, toy)
+            write(rows, out, seeds, toy)
+    print(table(rows))
+
+
+def write(rows: list[dict], out: Path, seeds: int, toy: bool) -> None:
+    """What is there so far, for all of it takes hours."""
+    about = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
+             "command": sys.argv[1:], "seeds": seeds, "toy": toy}
+    runs.write_json(out, about | {"rows": rows})
+
+
+if __name__ == "__main__":
+    cli.run(main)

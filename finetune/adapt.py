@@ -1,0 +1,206 @@
+"""Which weights learn: all, the head, the last layers, or low-rank additions to the matrices.
+
+LoRA (Hu et al. 2021): a matrix W (out, in) stays as it is, and learns an addition of low rank,
+
+    W x + alpha / rank * B A x          A (rank, in) at random, B (out, rank) zero at first
+
+which `merge` adds to W in the end, so that the run is a plain one again. Layer-wise rates: the
+lower a layer, the less it changes (Howard & Ruder 2018).
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import data
+from makemore.model import LanguageModel
+
+TUNES = ("all", "head", "last", "lora")
+EXTRA = len(data.SPECIALS)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """tune: one of TUNES. last: so many layers of "last". rank, alpha, matrices: of "lora".
+
+    matrices: names of linear maps in the layers; none means all. lr_decay: what a layer's learning
+    rate is times that of the layer above it.
+    """
+
+    tune: str = "all"
+    last: int = 1
+    rank: int = 8
+    alpha: float = 16.0
+    matrices: tuple[str, ...] = ()
+    lr_decay: float = 1.0
+
+    def check(self) -> None:
+        """ValueError for a setting that cannot work."""
+        if self.tune not in TUNES:
+            raise ValueError(f"--tune must be one of {', '.join(TUNES)}, not {self.tune}.")
+        for name in ("last", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.alpha > 0:
+            raise ValueError(f"--alpha must be above 0, not {self.alpha}.")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"--lr-decay must be above 0 and at most 1, not {self.lr_decay}.")
+
+
+class LoRA(nn.Linear):
+    """A linear map with an addition of low rank: (..., in) -> (..., out)."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        """linear: whose weights this takes over, and does not train."""
+        bias = linear.bias is not None
+        super().__init__(linear.in_features, linear.out_features, bias, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = alpha / rank
+        like = dict(device=linear.weight.device, dtype=linear.weight.dtype)
+        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **like))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        nn.init.normal_(self.lora_a, std=linear.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(F.linear(x, self.lora_a), self.lora_b)
+        return super().forward(x) + self.scale * low
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The same map without an addition."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None,
+                           device=self.weight.device, dtype=self.weight.dtype)
+        linear.weight, linear.bias = self.weight, self.bias
+        added = self.scale * (self.lora_b.double() @ self.lora_a.double())
+        linear.weight.copy_((self.weight.double() + added).to(self.weight.dtype))
+        return linear
+
+
+class SpecialRows(nn.Module):
+    """An embedding, or a head, of which only the rows of the special tokens learn.
+
+    Pretraining has never seen a user's or an assistant's turn: where embedding or head stay as they
+    are, these few rows must still come to mean something. rows (4, C): what is added to them.
+    """
+
+    def __init__(self, inner: nn.Embedding | nn.Linear, rows: nn.Parameter | None = None):
+        super().__init__()
+        self.inner = inner
+        self.rows = nn.Parameter(torch.zeros_like(inner.weight[:EXTRA])) if rows is None else rows
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, C)"""
+        return self.inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.inner, nn.Embedding):  # x (B, T) -> (B, T, C)
+            special = (x < EXTRA)[..., None]
+            return self.inner(x) + F.embedding(x.clamp(max=EXTRA - 1), self.rows) * special
+        logits = self.inner(x)  # x (..., C) -> (..., V)
+        added = F.linear(x, self.rows)
+        return logits + F.pad(added, (0, logits.shape[-1] - EXTRA))
+
+
+def adapt(model: LanguageModel, tuning: Tuning, speaks: bool = True) -> None:
+    """Make the model ready to be tuned so, in place: what shall not learn needs no gradient.
+
+    speaks: whether its own head is in use, or another one takes its place. ValueError: what the
+    tuning asks for the model has not.
+    """
+    tuning.check()
+    own = isinstance(model.head, nn.Linear)
+    tied = own and model.head.weight is model.embedding.weight
+    if tuning.tune == "all":
+        if own and not tied and not speaks:
+            model.head.requires_grad_(False)
+        return
+    model.requires_grad_(False)
+    if tuning.tune == "last":
+        if tuning.last > len(model.layers):
+            raise ValueError(f"--last={tuning.last} layers are more than the model has, "
+                             f"{len(model.layers)}.")
+        model.layers[-tuning.last:].requires_grad_(True)
+        if isinstance(getattr(model, "norm", None), nn.Module):
+            model.norm.requires_grad_(True)
+    if tuning.tune == "lora":
+        add_lora(model, tuning)
+    if not speaks:
+        return
+    if not own:
+        raise ValueError("this model has no head of its own, so only --tune=all can teach it to "
+                         "speak.")
+    if tuning.tune != "lora":
+        model.head.requires_grad_(True)
+        if not tied:
+            model.embedding = SpecialRows(model.embedding)
+        return
+    model.embedding = SpecialRows(model.embedding)
+    model.head = SpecialRows(model.head, model.embedding.rows if tied else None)
+
+
+def add_lora(model: LanguageModel, tuning: Tuning) -> None:
+    """Put LoRA into the linear maps of the layers that the tuning names, in place."""
+    linear = {name: module for name, module in model.layers.named_modules()
+              if isinstance(module, nn.Linear)}
+    names = {name.split(".")[-1] for name in linear}
+    unknown = [name for name in tuning.matrices if name not in names]
+    if not linear or unknown:
+        has = ", ".join(sorted(names)) or "none"
+        raise ValueError(f"LoRA is for the matrices in the layers, of which this model has {has}"
+                         f"{', and not ' + unknown[0] if unknown else ''}.")
+    for name, module in linear.items():
+        if not tuning.matrices or name.split(".")[-1] in tuning.matrices:
+            put(model.layers, name, LoRA(module, tuning.rank, tuning.alpha))
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set the submodule of that dotted name."""
+    *path, last = name.split(".")
+    parent = model.get_submodule(".".join(path))
+    setattr(parent, last, module)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Make plain weights of all that `adapt` added, in place: the same logits, the plain names."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRA):
+            put(model, name, module.merged())
+    added: set[Tensor] = set()  # of a tied head the rows are those of the embedding
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SpecialRows):
+            if module.rows not in added:
+                module.weight[:EXTRA] += module.rows
+            added.add(module.rows)
+            put(model, name, module.inner)
+
+
+def is_adapted(state: dict[str, Tensor]) -> bool:
+    """Whether weights, by name, still have what `merge` would take into the plain ones."""
+    return any(name.endswith((".lora_a", ".rows")) for name in state)
+
+
+def lr_shares(model: nn.Module, layers: int, decay: float) -> dict[str, float]:
+    """The share of the learning rate of every parameter that has not all of it.
+
+    Heads and the last norm have it all, the last of the layers decay times it, and so on down to
+    the embedding.
+    """
+    shares = {}
+    for name, _ in model.named_parameters():
+        number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+        if number:
+            shares[name] = decay ** (layers - int(number[1]))
+        elif re.search(r"(?:^|\.)(embedding|positions)\.", name):
+            shares[name] = decay ** (layers + 1)
+    return {} if decay == 1 else shares
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """The parameters that learn, and all."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)

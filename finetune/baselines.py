@@ -1,0 +1,127 @@
+"""What a network must beat: the commonest label, and a logistic regression on counts of n-grams."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .measures import truth
+
+DECAYS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # of the weights, for each example
+FEATURES = ("characters", "words")
+
+
+def pieces(text: str, kind: str) -> Counter:
+    """The features of a text: its 1- to 4-grams of characters, ends marked, or its words."""
+    if kind == "words":
+        words = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
+        return Counter(words)
+    text = f"\n{text}\n"
+    return Counter(text[i:i + n] for n in range(1, 5) for i in range(len(text) - n + 1))
+
+
+class Counts:
+    """Texts as sparse vectors of length 1: 1 + log of each count, the rarer the heavier (tf-idf,
+    Spärck Jones 1972)."""
+
+    def __init__(self, texts: list[str], kind: str, least: int = 2):
+        """texts: those to learn from. least: in so many of them a feature must stand."""
+        self.kind = kind
+        found = Counter()
+        for text in texts:
+            found.update(pieces(text, kind).keys())
+        kept = sorted(piece for piece, n in found.items() if n >= min(least, len(texts)))
+        self.places = {piece: i for i, piece in enumerate(kept)}
+        rarity = [1 + math.log((1 + len(texts)) / (1 + found[piece])) for piece in kept]
+        self.rarity = np.array(rarity)
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of all texts in a row, where each text begins in it, their weights."""
+        ids, weights, begins = [], [], []
+        for text in texts:
+            begins.append(len(ids))
+            known = [(self.places[p], n) for p, n in pieces(text, self.kind).items()
+                     if p in self.places]
+            values = np.array([1 + math.log(n) for _, n in known])
+            values = values * self.rarity[[i for i, _ in known]] if known else values
+            ids += [i for i, _ in known]
+            weights += (values / (np.linalg.norm(values) or 1.0)).tolist()
+        as_float = torch.tensor(weights, dtype=torch.float32)
+        return torch.tensor(ids, dtype=torch.int64), torch.tensor(begins), as_float
+
+
+class Regression:
+    """Multinomial logistic regression: weights (D + 1, K), the last row for every text."""
+
+    def __init__(self, counts: Counts, weights: Tensor):
+        self.counts, self.weights = counts, weights
+
+    @torch.no_grad()
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """(N, K)"""
+        return logits(self.counts(texts), self.weights).softmax(1).double().numpy()
+
+
+def logits(bags: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
+    ids, begins, values = bags
+    summed = F.embedding_bag(ids, weights, begins, mode="sum", per_sample_weights=values)
+    return summed + weights[-1]
+
+
+def fit(
+    train: list[tuple[str, tuple[int, ...]]], val: list[tuple[str, tuple[int, ...]]],
+    classes: int, class_weights: Tensor | None = None, kinds: tuple[str, ...] = FEATURES,
+) -> tuple[Regression, dict]:
+    """The regression, with features and decay of the weights chosen by accuracy on val.
+
+    Each text with its labels. Of several labels each counts as an example. kinds: those of FEATURES
+    to choose from. Returns what was chosen too. Minimised by L-BFGS (Liu & Nocedal 1989), from the
+    strongest decay to the weakest.
+    """
+    best, chosen = None, {}
+    pairs = [(i, label) for i, (_, labels) in enumerate(train) for label in labels]
+    rows = torch.tensor([i for i, _ in pairs])
+    targets = torch.tensor([label for _, label in pairs])
+    with tqdm(total=len(kinds) * len(DECAYS), desc="n-grams", leave=False, delay=2,
+              disable=None) as bar:
+        for kind in kinds:
+            counts = Counts([text for text, _ in train], kind)
+            bags, judged = counts([text for text, _ in train]), counts([text for text, _ in val])
+            weights = torch.zeros(len(counts.places) + 1, classes)
+            for decay in DECAYS:
+                weights = minimise(bags, rows, targets, weights, decay, class_weights)
+                predicted = logits(judged, weights).argmax(1).numpy()
+                right = np.mean(truth(predicted, [labels for _, labels in val]) == predicted)
+                if best is None or right > chosen["val_accuracy"]:
+                    best = Regression(counts, weights)
+                    chosen = {"features": kind, "decay": decay, "val_accuracy": float(right)}
+                bar.update()
+    return best, chosen
+
+
+def minimise(bags, rows, targets, weights: Tensor, decay: float, class_weights) -> Tensor:
+    """The weights that minimise the mean loss of the pairs and their own decayed squares."""
+    weights = weights.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, history_size=10, tolerance_change=1e-7,
+                                  line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        losses = F.cross_entropy(logits(bags, weights)[rows], targets, class_weights,
+                                 reduction="sum")
+        loss = losses / len(targets) + decay * weights[:-1].square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def majority(labels: list[tuple[int, ...]], number: int) -> np.ndarray:
+    """The commonest label of these, `number` times."""
+    return np.full(number, Counter(label for several in labels for label in several)
+                   .most_common(1)[0][0])

@@ -1,0 +1,294 @@
+"""Conversations as tokens: one format, for training, for judging and for talking.
+
+    <|end|> <|user|> a question <|assistant|> an answer <|turn|> <|user|> ... <|turn|>
+
+The special tokens are ids of their own, which no text can contain. What is learned is the answers
+and the <|turn|> that ends each; all else is only read. Several conversations share a row, each a
+segment of its own, so that nothing passes from one to another.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import sample
+from data import ASSISTANT, END, TURN, USER
+from data.batches import items
+from makemore.model import IGNORED, LanguageModel
+from nanogpt.generate import draw, generate, uniforms_of
+
+from . import tasks
+from .pretrained import Replay, known_ids
+
+ROLES = ("user", "assistant")
+
+
+@dataclass
+class Conversation:
+    """messages: what user and assistant say in turn, the user first. kind: for the reports."""
+
+    messages: list[str]
+    kind: str = ""
+
+
+@dataclass
+class Chunk:
+    """A conversation in tokens: inputs and targets (T,), the target -1 where nothing is learned.
+
+    cut: tokens that were taken out, for it was longer than a row. unseen: characters left out.
+    """
+
+    inputs: list[int]
+    targets: list[int]
+    cut: int = 0
+    unseen: int = 0
+
+
+def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -> Chunk:
+    """A conversation as at most `length` inputs and their targets.
+
+    Of one that is too long the first message of the user loses its beginning, and if that is not
+    enough, the end is cut off.
+    """
+    parts, unseen = [], 0
+    for message in conversation.messages:
+        ids, missing = known_ids(tokenizer, message)
+        parts.append(ids)
+        unseen += missing
+    excess = max(0, sum(map(len, parts)) + turns(len(parts)) - 1 - length)
+    spare = min(excess, max(0, len(parts[0]) - 1))
+    parts[0] = parts[0][spare:]
+    ids, learned = layout(parts)
+    targets = [token if counts else IGNORED for token, counts in zip(ids[1:], learned[1:])]
+    return Chunk(ids[:-1][:length], targets[:length], excess, unseen)
+
+
+def turns(messages: int) -> int:
+    """The special tokens of a conversation of so many messages."""
+    return 1 + messages + messages // 2
+
+
+def layout(parts: list[list[int]]) -> tuple[list[int], list[bool]]:
+    """The tokens of messages as one row, and which of them are learned."""
+    ids, learned = [END], [False]
+    for number, part in enumerate(parts):
+        answers = bool(number % 2)
+        ids += [ASSISTANT if answers else USER, *part]
+        learned += [False] + [answers] * len(part)
+        if answers:
+            ids.append(TURN)
+            learned.append(True)
+    return ids, learned
+
+
+def question(
+    messages: list[str], tokenizer: data.Tokenizer, most: int | None = None
+) -> tuple[list[int], int]:
+    """The tokens to go on from with an answer to the last of an odd number of messages, and how
+    many are cut off so that there are no more than `most`: of the first message its beginning, and
+    if that is not enough, all but the last ones."""
+    assert len(messages) % 2
+    parts = [known_ids(tokenizer, message)[0] for message in messages]
+    excess = max(0, len(layout(parts)[0]) + 1 - most) if most else 0
+    parts[0] = parts[0][min(excess, max(0, len(parts[0]) - 1)):]
+    ids = [*layout(parts)[0], ASSISTANT]
+    return ids[-most:] if most else ids, excess
+
+
+def pack(chunks: list[Chunk], length: int) -> list[list[Chunk]]:
+    """Chunks in rows of at most `length` tokens, the longest first into the first that has room.
+    """
+    rows: list[list[Chunk]] = []
+    room: list[int] = []
+    for chunk in sorted(chunks, key=lambda chunk: -len(chunk.inputs)):
+        place = next((i for i, free in enumerate(room) if free >= len(chunk.inputs)), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[place].append(chunk)
+        room[place] -= len(chunk.inputs)
+    return rows
+
+
+def arrays(rows: list[list[Chunk]], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """tokens, targets, segments (B, length); what fills up a row is a segment of its own."""
+    shape = (len(rows), length)
+    tokens, targets = np.full(shape, END), np.full(shape, IGNORED)
+    segments = np.full(shape, -1)
+    for number, row in enumerate(rows):
+        at = 0
+        for segment, chunk in enumerate(row):
+            place = slice(at, at + len(chunk.inputs))
+            tokens[number, place] = chunk.inputs
+            targets[number, place] = chunk.targets
+            segments[number, place] = segment
+            at += len(chunk.inputs)
+    return tokens, targets, segments
+
+
+class ChatBatches:
+    """Rows of conversations, a function of (seed, step): tokens, targets, segments (B, length).
+
+    An epoch goes through all rows once. What is free in a row is filled with what `fresh` makes.
+    """
+
+    def __init__(
+        self, rows: list[list[Chunk]], length: int, batch_size: int,
+        fresh: Callable[[np.random.Generator], Chunk] | None = None, replay: Replay | None = None,
+        fresh_rows: int = 0,
+    ):
+        """fresh: another conversation, of a generator. fresh_rows: so many rows are of these alone.
+        replay: rows of pretraining text that come after all others."""
+        assert rows and batch_size > 0 and (fresh or not fresh_rows)
+        self.rows, self.length, self.batch_size = rows, length, batch_size
+        self.fresh, self.replay, self.fresh_rows = fresh, replay, fresh_rows
+
+    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
+        epochs, chosen = items(seed, step, self.batch_size, len(self.rows))
+        rows = [self.filled(self.rows[i], [seed, int(epoch), int(i), 2])
+                for epoch, i in zip(epochs, chosen)]
+        rows += [self.filled([], [seed, step, n, 3]) for n in range(self.fresh_rows)]
+        batch = arrays(rows, self.length)
+        if not self.replay:
+            return batch
+        return tuple(map(np.concatenate, zip(batch, self.replay(seed, step))))
+
+    def filled(self, row: list[Chunk], key: list[int]) -> list[Chunk]:
+        """A row and what there is room for; key: all that this depends on."""
+        row = list(row)
+        if self.fresh:
+            generator = np.random.Generator(np.random.PCG64(key))
+            room = self.length - sum(len(chunk.inputs) for chunk in row)
+            while len((chunk := self.fresh(generator)).inputs) <= room:
+                row.append(chunk)
+                room -= len(chunk.inputs)
+        return row
+
+
+def read(path: Path) -> list[Conversation]:
+    """The user's own conversations: a JSONL of {"prompt", "response"} or {"messages": [{"role",
+    "content"}, ...]}. ValueError: a line that is neither, with its number."""
+    found = []
+    for where, row in tasks.read_rows(path):
+        if "messages" in row:
+            found.append(Conversation(check_messages(row["messages"], where), "own"))
+            continue
+        pair = [row.get("prompt"), row.get("response")]
+        if not all(isinstance(text, str) and text.strip() for text in pair):
+            has = ", ".join(row) or "none"
+            raise ValueError(f'{where}: expected "prompt" and "response", or "messages", each with '
+                             f"text in it; it has the keys {has}.")
+        found.append(Conversation(pair, "own"))
+    return found
+
+
+def check_messages(messages, where: str) -> list[str]:
+    """The texts of messages. ValueError: they are not the user's and the assistant's in turn."""
+    expected = ('expected "messages" as a list of {"role": "user" or "assistant", "content": '
+                "text}, in turn from the user to the assistant")
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        raise ValueError(f"{where}: {expected}; it has an odd number of them or none.")
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role != ROLES[number % 2]:
+            raise ValueError(f"{where}: {expected}; message {number + 1} has the role {role!r}.")
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            raise ValueError(f"{where}: {expected}; message {number + 1} has no text.")
+    return [message["content"] for message in messages]
+
+
+# Answers
+
+
+def silent(tokenizer: data.Tokenizer) -> list[int]:
+    """The tokens that no answer holds; TURN ends it."""
+    return [END, *(token for token in tokenizer.silent if token != TURN)]
+
+
+def answers(
+    model: LanguageModel, tokenizer: data.Tokenizer, prompts: list[list[int]], length: int,
+    temperature: float, seed: int = 0, progress: str = "", rows: int = 64,
+) -> list[tuple[str, bool]]:
+    """The answer to each prompt and whether it ended by itself within `length` tokens."""
+    from tqdm import tqdm
+
+    found: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    groups = [order[i:i + rows] for i in range(0, len(order), rows)]
+    for group in tqdm(groups, progress or "answering", leave=False, delay=2, disable=None):
+        drawn: dict[int, list[int]] = {row: [] for row in range(len(group))}
+        stream = generate(
+            model, [prompts[i] for i in group], length, temperature=temperature, seed=seed,
+            stop=TURN, never=silent(tokenizer),
+        )
+        for row, token in stream:
+            drawn[row].append(token)
+        for row, i in enumerate(group):
+            ended = drawn[row][-1:] == [TURN]
+            found[i] = tokenizer.decode(drawn[row][:-1] if ended else drawn[row]), ended
+    return found
+
+
+@dataclass
+class Talk:
+    """A conversation that goes on: what was said stays in the state of the model.
+
+    Where positions are learned, and the block is full, the model starts anew with the last half
+    block of what was said.
+    """
+
+    model: LanguageModel
+    tokenizer: data.Tokenizer
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    state: object = None
+    logits: object = None
+    said: list[int] = field(default_factory=list)
+    turns: int = 0
+
+    @torch.inference_mode()
+    def push(self, ids: list[int]) -> None:
+        """Read these tokens."""
+        limit = getattr(self.model, "limit", None)
+        if limit and self.state is not None and int(self.state.position[0]) + len(ids) > limit:
+            ids = self.said[-max(1, limit // 2):] + ids
+            self.state = None
+        if limit and len(ids) > limit:
+            ids = ids[-limit:]
+        self.said += ids
+        device = next(self.model.parameters()).device
+        tokens = torch.tensor([ids], device=device)
+        for begin in range(0, len(ids), 512):
+            logits, self.state = self.model(tokens[:, begin:begin + 512], self.state)
+        self.logits = logits[:, -1].float().cpu()
+
+    def say(self, text: str, length: int) -> Iterator[str]:
+        """Answer, piece by piece, in at most so many tokens. ValueError: nothing to answer."""
+        ids, _ = known_ids(self.tokenizer, text)
+        if not ids:
+            raise ValueError("there is nothing to answer: the text is empty, or the run has never "
+                             "seen its characters.")
+        self.push([*([] if self.turns else [END]), USER, *ids, ASSISTANT])
+        banned = torch.zeros(self.model.vocab_size)
+        banned[silent(self.tokenizer)] = -torch.inf
+        writer = sample.Writer(self.tokenizer)
+        for number in uniforms_of(self.seed, self.turns, length):
+            uniform = torch.tensor([number])
+            how = (self.temperature, self.top_k, self.top_p)
+            token = int(draw(self.logits + banned, uniform, *how))
+            self.push([token])
+            if token == TURN:
+                break
+            if piece := writer.push(token):
+                yield piece
+        else:
+            self.push([TURN])
+        self.turns += 1
+        if piece := writer.flush():
+            yield piece

@@ -1,0 +1,334 @@
+"""Finetune a run to follow instructions: python -m finetune.instruct --from=runs/gpt-tales
+
+It learns to tell the tale that is asked for, to answer questions about one, and small tasks over
+words (strings.py); or, with --train=FILE, your own prompts and responses. The loss is on the
+answers alone. What it is tested on are tales, words and phrasings that it has never been trained
+on, before and after.
+"""
+
+import json
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+import data
+import train
+from data import cli, runs
+from data.cli import add
+from data.sets import split_by_hash
+from makemore.model import LanguageModel
+from nanogpt.evaluate import mean_loss
+from nanogpt.machine import Machine
+from nanogpt.settings import Config, restore_config
+
+from . import chat, classify, evaluate, settings, strings, tasks
+from .adapt import Tuning, adapt, count, lr_shares
+from .chat import Chunk, Conversation
+from .pretrained import (
+    LONGEST,
+    Pretrained,
+    Replay,
+    load,
+    place,
+    pretraining_loss,
+    seen_in_pretraining,
+)
+
+LEAST = 512  # tokens of a row: room for a tale
+STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
+TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
+UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m finetune.instruct", description=__doc__)
+    group = parser.add_argument_group("what to learn")
+    add(group, "from", "the pretrained run, or a checkpoint in it", Path, metavar="RUN")
+    text = 'your own JSONL of {"prompt", "response"} or {"messages": [{"role", "content"}, ...]}'
+    add(group, "train", text, Path, metavar="FILE")
+    add(group, "test", "what to test on (default: a tenth of --train)", Path, metavar="FILE")
+    add(group, "judged", "tales, and prompts of each string task, to judge by (default 100, 20)")
+    add(group, "topics", "a run that sorts by topic, to judge tales (default: n-grams)", Path)
+    settings.add_flags(parser)
+    return parser
+
+
+def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.Items, list[str]]:
+    """The conversations of train and val, what to judge by, and what the user should be told.
+
+    ValueError: files that cannot be used.
+    """
+    judged = asked.get("judged")
+    if judged is not None and judged < 1:
+        raise ValueError(f"--judged must be at least 1, not {judged}.")
+    if not asked.get("train"):
+        if asked.get("test"):
+            raise ValueError("--test is for --train=FILE, your own conversations.")
+        parts = tasks.tales()
+        found = {s: [talk for n, tale in enumerate(parts[s]) for talk in of_tale(tale, n)]
+                 for s in ("train", "val")}
+        # to validate often, one of each tale's two conversations must do
+        found["val"] = [talk for talk in found["val"] if talk.kind == "tale"]
+        found["val"] += [Conversation([prompt, answer], "string")
+                         for prompt, answer, _ in strings.examples(judged or 20, "val", False)]
+        items = evaluate.Items(parts["test"][:judged or 100], evaluate.string_items(judged or 20))
+        return found, items, []
+    path = Path(asked["train"])
+    every = chat.read(path)
+    splits = split_by_hash(every, [talk.messages[0] for talk in every], where=str(path),
+                           item="prompt")
+    notes = []
+    if asked.get("test"):
+        splits["train"] += splits["test"]
+        splits["test"] = chat.read(Path(asked["test"]))
+        known = {tuple(talk.messages) for talk in splits["train"]}
+        if shared := sum(tuple(talk.messages) in known for talk in splits["test"]):
+            notes.append(f"{shared:,} conversations of {asked['test']} stand in {path} too, which "
+                         "flatters")
+    if not all(splits.values()):
+        raise ValueError(f"{path} has {len(every)} conversations, too few to hold some out; give "
+                         "more of them.")
+    return splits, evaluate.Items(own=splits["test"][:judged]), notes
+
+
+def of_tale(tale: dict, number: int) -> list[Conversation]:
+    """A tale as it is asked for and then about, and as it is given by the user and asked about."""
+    pairs = [(q["question"], q["answer"]) for q in tale["questions"]]
+    asked = [text for pair in pairs for text in pair]
+    turned = [text for pair in (pairs[::-1] if number % 2 else pairs) for text in pair]
+    return [
+        Conversation([tale["prompt"], tale["text"], *asked], "tale"),
+        Conversation([f"{tale['text']}\n\n{turned[0]}", *turned[1:]], "question"),
+    ]
+
+
+def new_run(args: Namespace) -> Path:
+    """Finetune from the start; the run folder."""
+    asked = settings.given(args)
+    if "from" not in asked:
+        raise ValueError("name the pretrained run: --from=RUN.")
+    tuning, share = settings.tuning_of(args), settings.replay_of(args)
+    found, items, notes = conversations(asked)
+    path = asked["from"]
+    tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
+    longest = max(len(chat.encode(talk, tokenizer, 10**9).inputs)
+                  for part in found.values() for talk in part)
+    fits = max(LEAST, min(longest, LONGEST))
+    pretrained = load(path, args.block_size, fits, args.dropout, args.replay_data)
+    rows, said = encode(found, pretrained)
+    batch = args.batch_size or 8
+    steps = min(1500, max(100, 6 * -(-len(rows["train"]) // max(batch, 1))))
+    every = max(1, (args.steps or steps) // 10)  # seldom, for there is much to go through
+    defaults = dict(steps=steps, batch_size=batch, eval_every=every)
+    config = settings.config_of(pretrained.config, args, defaults)
+    for note in [*notes, *said, *([pretrained.note] if pretrained.note else [])]:
+        print(f"note: {note}")
+    name = f"{path.parent.name if path.is_file() else path.resolve().name}-instruct"
+    run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
+    files = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test", "topics")
+             if n in asked}
+    about = classify.about_of(pretrained, config, {
+        "kind": "instruct", "from": str(path), **files, "judged": args.judged,
+        "tuning": asdict(tuning), "replay": share, "replay_data": args.replay_data,
+        "examples": fingerprint(found),
+    })
+    carry_out(pretrained, rows, items, config, run, about)
+    return run
+
+
+def fingerprint(found: dict[str, list[Conversation]]) -> str:
+    return runs.fingerprint({s: [talk.messages for talk in part] for s, part in found.items()})
+
+
+def encode(
+    found: dict[str, list[Conversation]], pretrained: Pretrained
+) -> tuple[dict[str, list[list[Chunk]]], list[str]]:
+    """The rows of train and val, and what the user should be told. ValueError: a tokenizer that has
+    not seen these characters, or nothing that could be learned."""
+    size, rows, notes = pretrained.config.block_size, {}, []
+    for split in ("train", "val"):
+        chunks = [chat.encode(talk, pretrained.tokenizer, size) for talk in found[split]]
+        characters = sum(len(text) for talk in found[split] for text in talk.messages)
+        unseen = sum(chunk.unseen for chunk in chunks)
+        if unseen > UNSEEN * characters:
+            raise ValueError(f"the tokenizer of {pretrained.path} has never seen {unseen:,} of the "
+                             f"{characters:,} characters to learn from; begin with a run that was "
+                             "pretrained on such texts.")
+        learned = [chunk for chunk in chunks if max(chunk.targets, default=-1) >= 0]
+        for number, what in (
+            (sum(chunk.cut > 0 for chunk in chunks), f"are longer than the block of {size} tokens; "
+             "their first message loses its beginning"),
+            (sum(chunk.unseen > 0 for chunk in chunks), "have characters that the tokenizer of the "
+             "run has never seen; these are left out"),
+            (len(chunks) - len(learned), "have no answer within the block, and are left out"),
+        ):
+            if number:
+                notes.append(f"{number:,} of the {len(chunks):,} conversations of {split} {what}")
+        if not learned:
+            raise ValueError(f"no conversation of {split} has an answer within {size} tokens; give "
+                             "a larger --block-size.")
+        rows[split] = chat.pack(learned, size)
+    return rows, notes
+
+
+def resume_run(args: Namespace) -> Path:
+    """Go on with a run that was stopped; its folder."""
+    settings.check_resume(args)
+    run, checkpoint = classify.open_run(args.resume, args.steps, "instruct")
+    saved = checkpoint["config"]["finetune"]
+    found, items, _ = conversations(saved)
+    if fingerprint(found) != saved["examples"]:
+        raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
+    config = restore_config(checkpoint["config"])
+    pretrained = classify.pretrained_of(checkpoint, config)
+    rows, _ = encode(found, pretrained)
+    about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
+    carry_out(pretrained, rows, items, config, run, about, checkpoint)
+    return run
+
+
+def carry_out(
+    pretrained: Pretrained, rows: dict[str, list[list[Chunk]]], items: evaluate.Items,
+    config: Config, run: Path, about: dict, resume: dict | None = None,
+) -> None:
+    """Judge, train, judge again, and write all into the run folder."""
+    machine = settings.machine_of(config)
+    saved = about["config"]["finetune"]
+    tokenizer, size = pretrained.tokenizer, config.block_size
+    counts = ", ".join(f"{sum(map(len, part)):,} {s} in {len(part):,}" for s, part in rows.items())
+    print(f"conversations: {counts} rows of {size} tokens")
+    print(f"{machine.describe()}; run folder {run}")
+    try:
+        topics = Path(saved["topics"]) if saved.get("topics") else None
+        judge = evaluate.make_judge(topics, machine) if items.tales else None
+        if not resume:
+            model = place(pretrained.build(), config.model, machine)
+            saved["pretraining_loss_before"] = pretraining_loss(model, pretrained, machine)
+            before = evaluate.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
+            write_judged(run / "before.json", *before)
+        before = read_judged(run / "before.json")
+        model, progress = fit(pretrained, rows, config, run, about, machine, resume)
+        after = evaluate.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
+        lm_loss = pretraining_loss(model, pretrained, machine)
+    except (train.Stopped, train.Diverged, KeyboardInterrupt) as error:
+        with suppress(OSError):
+            runs.plot(run)
+        raise classify.stopped(error, run, "instruct") from None
+    write_judged(run / "after.json", *after)
+    result = {
+        "kind": "instruct", "from": str(pretrained.path), "model": config.model,
+        "data": config.data, "steps": progress.step, "best_step": progress.best_step,
+        "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
+        "val_loss": progress.best_loss, "parameters": count(model)[1],
+        "trained_parameters": saved["trained_parameters"],
+        "pretraining_loss_before": saved["pretraining_loss_before"],
+        "pretraining_loss_after": lm_loss, "before": before[0], "after": after[0],
+        "seed": config.seed, "device": machine.device, "dtype": machine.dtype,
+    }
+    seen = seen_in_pretraining(pretrained, [tale["text"] for tale in items.tales])
+    report = ["before finetuning:", *evaluate.summary(before[0]), "", "after:",
+              *evaluate.summary(after[0]), "",
+              classify.forgetting(result["pretraining_loss_before"], lm_loss)]
+    if seen:
+        report.append(f"{seen:,} of the test tales stand in the text that was pretrained on, which "
+                      "flatters")
+    runs.write_json(run / "result.json", result)
+    runs.write(run / "report.txt", "\n".join(report) + "\n")
+    runs.write(run / "samples.txt", side_by_side(before[1], after[1]))
+    runs.plot(run)
+    print("\n".join(["", *report]))
+    print(f"\nIn {run}: result.json, report.txt, samples.txt, before.json and after.json, "
+          f"loss.png. Talk to it: python sample.py --run={run} --chat")
+
+
+def write_judged(path: Path, result: dict, every: list[dict]) -> None:
+    runs.write_json(path, {"result": result, "answers": every})
+
+
+def read_judged(path: Path) -> tuple[dict, list[dict]]:
+    """What write_judged wrote. ValueError: it is gone or damaged."""
+    try:
+        judged = json.loads(path.read_text("utf-8"))
+        return judged["result"], judged["answers"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); start anew.") from None
+
+
+def fit(
+    pretrained: Pretrained, rows: dict[str, list[list[Chunk]]], config: Config, run: Path,
+    about: dict, machine: Machine, resume: dict | None = None,
+) -> tuple[LanguageModel, train.Progress]:
+    """Train the model to its best, in eval and merged; best.pt is such a one too.
+
+    Errors as of train.train.
+    """
+    saved = about["config"]["finetune"]
+    tuning = Tuning(**classify.as_tuning(saved["tuning"]))
+    model = pretrained.build(pretrained=not resume, seed=config.seed)
+    adapt(model, tuning)
+    if resume:
+        model.load_state_dict(resume["model"])
+    place(model, config.model, machine)
+    model.checkpointing = config.checkpointing
+    trained, every = count(model)
+    saved["trained_parameters"] = trained
+    print(f"{config.model}: {trained:,} of {every:,} parameters learn, block size "
+          f"{config.block_size}")
+    runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
+    replayed = min(config.batch_size - 1, round(config.batch_size * saved["replay"]))
+    if saved["replay"] and not replayed:
+        raise ValueError(f"--replay={saved['replay']} of {config.batch_size} rows is none; give "
+                         "more rows by --batch-size.")
+    replay = Replay(pretrained, replayed, config.block_size) if replayed else None
+
+    def fresh(generator: np.random.Generator) -> Chunk:
+        number = TURNS[generator.integers(len(TURNS))]
+        said = [text for _ in range(number) for text in strings.make(generator)[:2]]
+        return chat.encode(Conversation(said), pretrained.tokenizer, config.block_size)
+
+    own = bool(saved.get("train"))
+    strings_alone = 0 if own else int((config.batch_size - replayed) * STRINGS)
+    batches = chat.ChatBatches(
+        rows["train"], config.block_size, config.batch_size - replayed - strings_alone,
+        None if own else fresh, replay, strings_alone,
+    )
+    at_once = max(1, classify.TOKENS // config.block_size)
+    groups = [chat.arrays(rows["val"][i:i + at_once], config.block_size)
+              for i in range(0, len(rows["val"]), at_once)]
+
+    def evaluated() -> float:
+        return mean_loss(model, groups, machine)[0]
+
+    progress = train.train(
+        model, batches, model.loss, config, evaluate=evaluated, machine=machine, run=run,
+        about=about, resume=resume, lr_shares=lr_shares(model, len(model.layers), tuning.lr_decay),
+    )
+    classify.settle(model, run)
+    return model.eval(), progress
+
+
+def side_by_side(before: list[dict], after: list[dict], each: int = 8) -> str:
+    """The first answers of every kind, before and after, with what is right."""
+    shown: dict[str, int] = {}
+    lines = []
+    for old, new in zip(before, after, strict=True):
+        shown[new["kind"]] = shown.get(new["kind"], 0) + 1
+        if shown[new["kind"]] > each:
+            continue
+        lines += [f"[{new['kind']}] {new['prompt']}", f"right: {new['expected']}"]
+        for what, entry in (("before", old), ("after", new)):
+            lines += [f"{what}, {how}: {entry[how]}" for how in evaluate.HOWS]
+        lines += ["", "-" * 40, ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    return settings.carefully(lambda: (resume_run if args.resume else new_run)(args))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,181 @@
+"""The pretrained run that finetuning begins with, the text it was pretrained on, and replay of it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import nanogpt
+import sample
+from data import runs
+from makemore.model import IGNORED, LanguageModel
+from nanogpt import attention
+from nanogpt.evaluate import mean_loss
+from nanogpt.machine import Machine
+from nanogpt.settings import Config, restore_config
+
+JUDGED = 200_000  # tokens of the pretraining text that its loss is taken of, at most
+LONGEST = 2048  # tokens of a row, if the user names no block size
+
+
+@dataclass
+class Pretrained:
+    """A run to begin with. config: its settings, with the sizes that it is finetuned in.
+
+    block_size, optimizer: those of pretraining. text: what was pretrained on, or None where it is
+    not to be had; note: why not.
+    """
+
+    path: Path
+    config: Config
+    tokenizer: data.Tokenizer
+    weights: dict[str, torch.Tensor]
+    block_size: int
+    optimizer: str
+    text: data.Dataset | None
+    note: str = ""
+
+    def build(self, pretrained: bool = True, seed: int = 0) -> LanguageModel:
+        """The model, with the weights of the run, or with random ones."""
+        torch.manual_seed(seed)
+        sizes = (self.tokenizer.vocab_size, self.config.block_size)
+        model = nanogpt.build(self.config.model, *sizes, **self.config.sizes)
+        if pretrained:
+            try:
+                model.load_state_dict(self.weights)
+            except RuntimeError as error:
+                raise ValueError(f"the checkpoint is of another version ({error}).") from None
+        return model
+
+
+def load(
+    path: Path, block_size: int | None = None, fits: int = 0, dropout: float | None = None,
+    text: str | None = None,
+) -> Pretrained:
+    """The run at a path, as it is to be finetuned.
+
+    block_size: tokens of a row; None: that of the run, or `fits` if that is more and the model has
+    no learned positions. text: where the pretraining text is, if not where the run says.
+    ValueError: no such run, or of a wrong kind.
+    """
+    checkpoint = runs.load_checkpoint(path)
+    saved = checkpoint["config"]
+    if saved.get("finetune", {}).get("kind") == "classify":
+        raise ValueError(f"{path} sorts texts already; begin with the run that it was made from, "
+                         f"{saved['finetune']['from']}.")
+    sample.check_speaks(checkpoint)
+    if saved.get("backend", "torch") != "torch":
+        raise ValueError(f"{path} is a model in NumPy, which is not finetuned; train one without "
+                         "--backend=numpy.")
+    try:
+        config = restore_config(saved)
+        tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the checkpoint is of another version ({error}).") from None
+    sizes = dict(config.sizes)
+    if dropout is not None:
+        sizes["dropout"] = dropout
+    learned = sizes.get("position") == "learned"
+    size = block_size or (config.block_size if learned else max(config.block_size, fits))
+    if learned and size > config.block_size:
+        raise ValueError(f"{path} has learned positions, {config.block_size} of them, so "
+                         f"--block-size cannot be {size}.")
+    if learned:
+        size = config.block_size
+    weights = sample.weights_of(checkpoint)
+    dataset, note = pretraining_text(saved, text)
+    before = (config.block_size, config.optimizer)
+    config = replace(config, sizes=sizes, block_size=size)
+    return Pretrained(Path(path), config, tokenizer, weights, *before, dataset, note)
+
+
+def place(model: LanguageModel, stage: str, machine: Machine) -> LanguageModel:
+    """The model where it computes, with the attention that is right there."""
+    if stage in attention.STAGES:
+        attention.use(model, attention.choose("auto", machine))
+    return model.to(machine.device)
+
+
+def pretraining_text(saved: dict, text: str | None) -> tuple[data.Dataset | None, str]:
+    """The text of a run, or None and why."""
+    source, lines = (text, False) if text else (saved["data"], saved["lines"])
+    try:
+        dataset = data.load(source, lines)
+    except (ValueError, OSError):
+        if text:
+            raise
+        return None, f"the pretraining text, {source}, is not here; name it with --replay-data"
+    note = ""
+    if not text and runs.fingerprint(dataset.splits) != saved.get("fingerprint"):
+        note = f"{source} has changed since pretraining"
+    return dataset, note
+
+
+def pretraining_loss(
+    model: LanguageModel, pretrained: Pretrained, machine: Machine
+) -> float | None:
+    """The loss on the validation split of the pretraining text, in nats per token; None without."""
+    if pretrained.text is None:
+        return None
+    try:
+        groups = data.evaluation_batches(
+            pretrained.text, pretrained.tokenizer, "val", pretrained.block_size, most=JUDGED)
+    except ValueError:  # the text has characters that the tokenizer has not
+        return None
+    was_training = model.training
+    model.eval()
+    loss = mean_loss(model, groups, machine)[0]
+    model.train(was_training)
+    return loss
+
+
+class Replay:
+    """Rows of the pretraining text, a function of (seed, step): tokens, targets, segments."""
+
+    def __init__(self, pretrained: Pretrained, rows: int, length: int):
+        """rows: of a step. length: tokens of a row, filled up where the text's rows are shorter.
+
+        ValueError: the text is not to be had.
+        """
+        if pretrained.text is None:
+            raise ValueError(f"--replay needs it, and {pretrained.note}.")
+        size = min(length, pretrained.block_size)
+        self.length = length
+        self.batches = data.batches(pretrained.text, pretrained.tokenizer, size, rows)
+
+    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tokens, targets, *segments = self.batches(seed, step)
+        segments = segments[0] if segments else np.zeros_like(tokens)
+        return tuple(
+            fill(array, self.length, value)
+            for array, value in ((tokens, data.END), (targets, IGNORED), (segments, -1))
+        )
+
+
+def fill(array: np.ndarray, length: int, value: int) -> np.ndarray:
+    """(B, T) -> (B, length), filled up with the value."""
+    return np.pad(array, ((0, 0), (0, length - array.shape[1])), constant_values=value)
+
+
+def known_ids(tokenizer: data.Tokenizer, text: str) -> tuple[list[int], int]:
+    """The ids of a text, and how many of its characters the tokenizer has never seen, left out."""
+    if tokenizer.kind != "char":
+        return tokenizer.encode(text), 0
+    known = "".join(c for c in text if c in tokenizer.characters)
+    return tokenizer.encode(known), len(text) - len(known)
+
+
+def seen_in_pretraining(pretrained: Pretrained, texts: list[str]) -> int:
+    """How many of the texts stand in the training split that was pretrained on."""
+    if pretrained.text is None:
+        return 0
+    train = pretrained.text.splits["train"]
+    if not isinstance(train, list):
+        return 0  # streamed: too large to be looked through
+    if pretrained.text.kind == "lines":
+        lines = set(train)
+        return sum(text in lines for text in texts)
+    return sum(any(text in document for document in train) for text in texts if len(text) > 40)

@@ -1,0 +1,155 @@
+"""The flags that classify and instruct share, and what they become."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import train
+from data import cli
+from data.cli import add, flag
+from makemore.without_torch.schedules import SCHEDULES
+from nanogpt.machine import DEVICES, DTYPES, Machine, choose
+from nanogpt.optim import OPTIMIZERS
+from nanogpt.settings import Config
+
+from .adapt import TUNES, Tuning
+
+CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """How to finetune, on which machine, and where to: of both commands."""
+    group = parser.add_argument_group("which weights learn")
+    text = "all, the head alone, the last layers, or LoRA's additions (default all)"
+    add(group, "tune", text, str, choices=TUNES)
+    add(group, "last", "so many layers of --tune=last (default 1)")
+    add(group, "rank", "of LoRA's additions (default 8)")
+    add(group, "alpha", "LoRA adds alpha / rank times its product (default 16)", float)
+    text = "names of the matrices that get LoRA, such as qkv,out (default: all in the layers)"
+    add(group, "matrices", text, str, metavar="NAMES")
+    text = "what a layer's learning rate is times that of the layer above (default 1)"
+    add(group, "lr_decay", text, float)
+    text = "share of a batch that is pretraining text, against forgetting (default 0)"
+    add(group, "replay", text, float)
+    text = "where the pretraining text is, if not where the run says"
+    add(group, "replay_data", text, str, metavar="DATA")
+    group = parser.add_argument_group("training")
+    add(group, "steps", "steps of the optimizer")
+    add(group, "batch_size", "rows a step")
+    add(group, "block_size", "tokens of a row (default: what fits the texts)")
+    add(group, "lr", "learning rate at its peak (default by --tune and width)", float)
+    add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
+    text = "(default: that of pretraining; adamw for --tune=head and lora)"
+    add(group, "optimizer", text, str, choices=list(OPTIMIZERS))
+    add(group, "schedule", "(default cosine)", str, choices=list(SCHEDULES))
+    add(group, "weight_decay", "of matrices (default: that of pretraining, at least 0.1)", float)
+    add(group, "dropout", "(default: that of pretraining)", float)
+    add(group, "average", "evaluate averaged weights; 0 is off (default 0)", float)
+    add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
+    add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
+    add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")
+    add(group, "seed", "of new weights, order of the data and dropout (default 0)")
+    group = parser.add_argument_group("machine")
+    text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
+    add(group, "device", text, str, metavar="DEVICE")
+    add(group, "dtype", "of products; weights stay float32 (default float32)", str, choices=DTYPES)
+    text = "of gpt: make activations again in the backward pass: slower, in less memory"
+    add(group, "checkpointing", text, bool)
+    group = parser.add_argument_group("run")
+    add(group, "out", "the run folder (default: in runs/, numbered if there is one)", Path)
+    add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
+
+
+def given(args: Namespace) -> dict:
+    """The flags that were given."""
+    return {name: value for name, value in vars(args).items() if value is not None}
+
+
+def check_resume(args: Namespace) -> None:
+    """ValueError for flags that a run which is resumed cannot change."""
+    if fixed := sorted(given(args).keys() - CHANGEABLE):
+        what = ", ".join(map(flag, fixed))
+        raise ValueError(f"{what} cannot change in a run that is resumed; only --steps can.")
+
+
+def tuning_of(args: Namespace) -> Tuning:
+    """ValueError: a flag that cannot work, or is of another --tune."""
+    chosen = given(args)
+    tune = chosen.get("tune", "all")
+    for names, kind in ((("last",), "last"), (("rank", "alpha", "matrices"), "lora")):
+        for name in names:
+            if name in chosen and tune != kind:
+                raise ValueError(f"{flag(name)} is for --tune={kind}.")
+    names = {"tune", "last", "rank", "alpha", "lr_decay"}
+    parts = {name: value for name, value in chosen.items() if name in names}
+    matrices = tuple(filter(None, map(str.strip, chosen.get("matrices", "").split(","))))
+    tuning = Tuning(**parts, matrices=matrices)
+    tuning.check()
+    return tuning
+
+
+def replay_of(args: Namespace) -> float:
+    """ValueError: a share that cannot be."""
+    share = args.replay or 0.0
+    if not 0 <= share < 1:
+        raise ValueError(f"--replay must be at least 0 and below 1, not {share}.")
+    return share
+
+
+def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
+    """The settings of finetuning: those given, else the defaults, on the model of the run.
+
+    ValueError: one that cannot work.
+    """
+    chosen = given(args)
+    steps, tune = chosen.get("steps", defaults["steps"]), chosen.get("tune", "all")
+    optimizer = chosen.get("optimizer") or default_optimizer(config, tune)
+    plain = dict(
+        warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
+        lr=default_lr(optimizer, tune, config.sizes.get("width", 128)),
+        weight_decay=max(0.1, config.weight_decay),
+        eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
+        compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
+        checkpointing=False, shard=False, attention="auto",
+    )
+    chosen = plain | defaults | chosen | {"block_size": config.block_size}
+    names = asdict(config).keys() - {"model", "data", "lines", "sizes", "tokenizer", "vocab_size"}
+    config = replace(config, **{name: value for name, value in chosen.items() if name in names})
+    config.check()
+    return config
+
+
+def machine_of(config: Config) -> Machine:
+    """ValueError: a device that is not there."""
+    return choose(config.device, config.dtype)
+
+
+def default_optimizer(config: Config, tune: str) -> str:
+    """That of pretraining, where it is one for all weights; small additions go with adamw."""
+    return config.optimizer if tune in ("all", "last") else "adamw"
+
+
+def default_lr(optimizer: str, tune: str, width: int) -> float:
+    """Larger where less of the network learns; of adamw smaller for wider networks."""
+    if optimizer == "muon":
+        return 0.01
+    rates = {"all": 1e-3, "last": 1e-3, "lora": 3e-3, "head": 1e-2}
+    return rates[tune] * min(1.0, 128 / width)
+
+
+def carefully(work: Callable[[], object]) -> int:
+    """The exit code of a command that trains. ValueError: torchrun started several of it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("finetuning is for one process; start it without torchrun.")
+    try:
+        work()
+    except train.Stopped as stopped:
+        print(stopped)
+        return 130
+    except train.Diverged as diverged:
+        print(f"error: {diverged}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,213 @@
+"""Texts and their labels: the tasks that ship, and the user's own files.
+
+The splits are those of data/: a tale by the hash of its title, a name by its own. So what a model
+is tested on was in no text that it was pretrained on.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import data
+from data.cli import nearest
+from data.files import read_text
+from data.sets import fraction, split_by_hash
+
+TASKS = {
+    "topic": "the 8 topics of the tales",
+    "lesson": "the 6 lessons of the tales",
+    "origin": "the 22 origins of the names",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text and its labels. Where there are several, any of them is right."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """labels: all that training has, sorted. splits: "train", "val" and "test" to their examples.
+
+    notes: what the user should be told.
+    """
+
+    name: str
+    labels: list[str]
+    splits: dict[str, list[Example]]
+    notes: tuple[str, ...] = ()
+
+
+def load(name: str) -> Task:
+    """A task that ships. ValueError: there is none of that name."""
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise ValueError(f"there is no task {name}; the tasks are {known}.{nearest(name, TASKS)}")
+    if name == "origin":
+        names = data.names_with_origins()
+        examples = [Example(text, origins) for text, origins in names]
+        splits = split_by_hash(examples, [text for text, _ in names])
+        several = sum(len(origins) > 1 for _, origins in names)
+        notes = (f"{several:,} of the {len(names):,} names have several origins, and count as "
+                 "right for any of them",)
+        return make(name, splits, notes)
+    return make(name, {s: [as_example(tale, name) for tale in part] for s, part in tales().items()})
+
+
+def tales() -> dict[str, list[dict]]:
+    """The tales in their splits, each with all that it has."""
+    every = data.tales()
+    return split_by_hash(every, [tale["title"] for tale in every])
+
+
+def as_example(tale: dict, field: str) -> Example:
+    return Example(tale["text"], (tale[field],))
+
+
+def make(name: str, splits: dict[str, list[Example]], notes: tuple[str, ...] = ()) -> Task:
+    """A task of these splits. ValueError: labels that training lacks, or fewer than two."""
+    labels = sorted({label for example in splits["train"] for label in example.labels})
+    if len(labels) < 2:
+        raise ValueError(f"{name} has only the label {', '.join(labels)}; sorting needs two.")
+    task = Task(name, labels, splits, notes)
+    for split in ("val", "test"):
+        check_labels(task.labels, splits[split], f"the {split} split of {name}")
+    return task
+
+
+def check_labels(labels: list[str], examples: list[Example], where: str) -> None:
+    """ValueError if examples have a label that is not among these."""
+    seen = Counter(label for example in examples for label in example.labels)
+    if unknown := sorted(seen.keys() - set(labels)):
+        said = ", ".join(f"{label!r} ({seen[label]} times)" for label in unknown[:5])
+        raise ValueError(f"{where} has labels that training has never seen: {said}; "
+                         f"the known ones are {', '.join(labels[:30])}.")
+
+
+def from_files(train: Path, test: Path | None, text: str, label: str) -> Task:
+    """The task of the user's own CSV or JSONL: 80/10/10 by the hash of the text, or test apart.
+
+    Equal texts stay together, and a label that would be missing from training goes there.
+    ValueError: a file that cannot be used, or labels in test that are not in train.
+    """
+    examples = read_examples(train, text, label)
+    splits = split_by_hash(examples, [example.text for example in examples], where=str(train))
+    if test:
+        splits["train"] += splits["test"]
+        splits["test"] = read_examples(test, text, label)
+    known = {label for example in splits["train"] for label in example.labels}
+    moved = set()
+    for name in ("val", "test")[:1 if test else 2]:
+        for example in sorted(splits[name], key=lambda example: fraction(example.text)):
+            if not known >= set(example.labels):
+                known |= set(example.labels)
+                moved.add(example.text)
+    for name in ("val", "test") if moved else ():
+        splits["train"] += [example for example in splits[name] if example.text in moved]
+        splits[name] = [example for example in splits[name] if example.text not in moved]
+    for name in ("val", "test"):
+        if not splits[name]:
+            raise ValueError(f"{train} has {len(examples)} texts, too few for a {name} split; give "
+                             "more of them.")
+    if test:
+        check_labels(sorted(known), splits["test"], str(test))
+    shared = len({e.text for e in splits["test"]} & {e.text for e in splits["train"]})
+    notes = (f"{shared:,} texts of {test} stand in {train} too, which flatters",) if shared else ()
+    return make(Path(train).stem, splits, notes)
+
+
+def read_examples(path: Path, text: str, label: str, parted: bool = False) -> list[Example]:
+    """Texts and labels from the columns of a CSV or the keys of a JSONL.
+
+    parted: a label may name several, with commas between. ValueError: no such file or column, or an
+    empty text or label, with its line.
+    """
+    examples = []
+    for where, row in read_rows(path):
+        for column in (text, label):
+            if column not in row:
+                flags = "--text and --label"
+                raise ValueError(f"{where} has no column {column!r}; it has "
+                                 f"{', '.join(row)}: name the right ones with {flags}.")
+        content, named = as_text(row[text]), as_text(row[label])
+        for what, value in (("text", content), ("label", named)):
+            if not value:
+                raise ValueError(f"{where}: the {what} is empty; fill it in or leave the line out.")
+        labels = tuple(filter(None, map(str.strip, named.split(",")))) if parted else (named,)
+        examples.append(Example(content, labels))
+    return examples
+
+
+def as_text(value) -> str:
+    """A cell or a JSON value as text, without the blanks around it."""
+    return (value if isinstance(value, str) else "" if value is None else json.dumps(value)).strip()
+
+
+def read_rows(path: Path) -> list[tuple[str, dict]]:
+    """The rows of a CSV (or .tsv) or the objects of a JSONL, each with where it stands.
+
+    ValueError: the file cannot be read, or a line of it is none, with its number.
+    """
+    content = read_text(Path(path))
+    jsonl = Path(path).suffix.lower() in (".jsonl", ".json", ".ndjson")
+    rows = from_jsonl(path, content) if jsonl else from_csv(path, content)
+    if not rows:
+        raise ValueError(f"{path} has no line after its header; give it some.")
+    return rows
+
+
+def from_jsonl(path: Path, content: str) -> list[tuple[str, dict]]:
+    rows = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected a JSON object on a line of its own, and it is no "
+                             f"JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, and it is {line.strip()[:40]}.")
+        rows.append((where, row))
+    return rows
+
+
+def from_csv(path: Path, content: str) -> list[tuple[str, dict]]:
+    header = content.split("\n", 1)[0]
+    # a quoted name may hold a comma, so the commonest of them it is, and not the first
+    delimiter = max(",;\t", key=header.count)
+    csv.field_size_limit(2**30)
+    reader = csv.reader(io.StringIO(content), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        columns = next(reader)
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(columns):
+                raise ValueError(f"{where} has {len(cells)} cells, and the header {len(columns)}: "
+                                 f"{', '.join(columns)}.")
+            rows.append((where, dict(zip(columns, cells))))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is no CSV: {error}.") from None
+    return rows
+
+
+def folds(examples: list[Example], number: int, seed: int = 0) -> list[dict[str, list[Example]]]:
+    """Splits for cross-validation: each example is tested in one fold; the next fold is its val."""
+    order = data.order(seed, 0, len(examples))
+    parts = [[examples[i] for i in order[n::number]] for n in range(number)]
+    splits = []
+    for n in range(number):
+        val = (n + 1) % number
+        train = [e for i, part in enumerate(parts) if i not in (n, val) for e in part]
+        splits.append({"train": train, "val": parts[val], "test": parts[n]})
+    return splits

@@ -1,0 +1,963 @@
+"""finetune/: labels and instructions learned by small models, and what cannot flatter."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import data
+import nanogpt
+import sample
+import train
+from benchmarks import finetune as benchmark
+from benchmarks import tunings
+from data import ASSISTANT, END, TURN, USER, runs
+from finetune import (
+    adapt,
+    baselines,
+    chat,
+    classify,
+    evaluate,
+    instruct,
+    measures,
+    pretrained,
+    strings,
+    tasks,
+)
+from finetune.adapt import Tuning
+from finetune.chat import Conversation
+from makemore.__main__ import newest_results
+from makemore.model import IGNORED
+from nanogpt.machine import Machine
+from nanogpt.optim import make_optimizers
+
+CPU = Machine("cpu", "float32", False)
+SMALL = dict(layers=2, heads=2, width=16, context=3, embed=4)
+STAGES = nanogpt.STAGES
+
+
+def build(stage, vocab_size=30, block_size=12, **given):
+    """A small model in eval, with noise on every weight, so that each has a part in the logits."""
+    sizes = {name: SMALL[name] for name in nanogpt.sizes(stage) if name in SMALL} | given
+    torch.manual_seed(0)
+    model = nanogpt.build(stage, vocab_size, block_size, **sizes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def tokens(rows=3, length=9, most=30, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(4, most, (rows, length), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A CSV in which a word of the text tells the stars."""
+    path = tmp_path_factory.mktemp("reviews") / "my.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review", "stars"])
+        for n in range(120):
+            word, stars = [("mat", "1"), ("cat", "3"), ("dog", "5")][n % 3]
+            other = ("cat", "mat")[n % 2]
+            writer.writerow([n, f"the {word} sat on the {other} {n % 40 * 't'}", stars])
+    return path
+
+
+@pytest.fixture(scope="session")
+def talks(tmp_path_factory):
+    """A JSONL of prompts and responses."""
+    path = tmp_path_factory.mktemp("talks") / "my.jsonl"
+    lines = [{"prompt": f"where is the {'t' * (n % 20 + 1)}", "response": "on the mat."}
+             for n in range(40)]
+    lines[1] = {"messages": [
+        {"role": "user", "content": "who sat?"}, {"role": "assistant", "content": "the cat"},
+        {"role": "user", "content": "and the dog?"}, {"role": "assistant", "content": "ran."},
+    ]}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(start, passage, tmp_path_factory):
+    """A small GPT pretrained on a text. Not to be written to."""
+    run = tmp_path_factory.mktemp("base") / "gpt-passage"
+    start("--model=gpt", "--layers=2", "--heads=2", "--width=16", "--block-size=32",
+          f"--data={passage}", "--steps=20", "--batch-size=4", "--eval-every=10", f"--out={run}")
+    return run
+
+
+@pytest.fixture(scope="session")
+def teller(start, tmp_path_factory):
+    """A small GPT on the characters of the tales, hardly trained. Not to be written to."""
+    folder = tmp_path_factory.mktemp("teller")
+    parts = tasks.tales()
+    few = {"train": parts["train"][:12], "val": parts["val"][:2], "test": parts["test"][:2]}
+    for split, part in few.items():
+        text = "".join(json.dumps({"text": tale["text"]}) + "\n" for tale in part)
+        (folder / f"{split}.jsonl").write_text(text, "utf-8")
+    run = folder / "gpt-tales"
+    start("--model=gpt", "--layers=1", "--heads=2", "--width=16", "--block-size=64",
+          f"--data={folder}", "--steps=4", "--batch-size=2", f"--out={run}")
+    return run
+
+
+def flags_for(reviews, base, out, *more):
+    return (f"--from={base}", f"--train={reviews}", "--text=review", "--label=stars",
+            "--batch-size=16", "--lr=0.01", f"--out={out}", *more)
+
+
+@pytest.fixture(scope="session")
+def sorter(base, reviews, tmp_path_factory):
+    """A run that sorts reviews. Not to be written to."""
+    run = tmp_path_factory.mktemp("sorter") / "stars"
+    args = classify.make_parser().parse_args(
+        [*flags_for(reviews, base, run), "--device=cpu", "--steps=40", "--eval-every=20"])
+    classify.new_run(args)
+    return run
+
+
+@pytest.fixture(scope="session")
+def talker(base, talks, tmp_path_factory):
+    """A run that answers. Not to be written to."""
+    run = tmp_path_factory.mktemp("talker") / "talks"
+    args = instruct.make_parser().parse_args(
+        [f"--from={base}", f"--train={talks}", "--steps=30", "--lr=0.01", "--block-size=64",
+         "--device=cpu", "--replay=0.25", f"--out={run}"])
+    instruct.new_run(args)
+    return run
+
+
+# Measures and baselines
+
+
+def test_accuracy_and_macro_f1_by_their_definitions():
+    true, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
+    matrix = measures.confusion(true, predicted, 4)
+    assert matrix[0, 1] == 1 and matrix[2, 0] == 1 and matrix.sum() == 6
+    assert measures.accuracy(matrix) == pytest.approx(3 / 6)
+    f1 = []
+    for label in range(3):  # label 3 never occurs, so it does not count
+        hits = np.sum((true == label) & (predicted == label))
+        precision = hits / max(np.sum(predicted == label), 1)
+        recall = hits / np.sum(true == label)
+        f1.append(2 * precision * recall / max(precision + recall, 1e-9))
+    assert measures.macro_f1(matrix) == pytest.approx(np.mean(f1))
+
+
+def test_any_of_several_labels_is_right():
+    predicted, labels = np.array([2, 1, 0]), [(0, 2), (0, 2), (0,)]
+    assert measures.truth(predicted, labels).tolist() == [2, 0, 0]
+    assert measures.judge(predicted, labels, 3)["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 900)
+    low, high = measures.mean_interval(values)
+    half = 1.96 * values.std() / 30
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    other = values > 3
+    mean, (low, high) = measures.paired(other, other)
+    assert mean == low == high == 0
+
+
+@pytest.mark.parametrize("answer, expected, exact, f1", [
+    ("Her old red boot.", "her old red boot", True, 1.0),
+    ("the barn", "a barn!", True, 1.0),
+    ("red boot", "her old red boot", False, 2 * 2 / 6),
+    ("", "fish", False, 0.0),
+    ("fish fish", "fish", False, 2 / 3),
+])
+def test_answers_are_compared_by_their_words(answer, expected, exact, f1):
+    assert measures.exact(answer, expected) == exact
+    assert measures.word_f1(answer, expected) == pytest.approx(f1)
+
+
+def test_copied_grams():
+    known = set(measures.word_grams("one two three four five six seven eight nine"))
+    assert len(known) == 2
+    assert measures.copied("One two, three four five six seven eight!", known) == 1
+    assert measures.copied("one two three four five six seven eight ten", known) == 0.5
+    assert measures.copied("one two three", known) == 0
+
+
+def test_the_regression_is_at_its_minimum():
+    torch.manual_seed(0)
+    texts = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("cat", "dog", "cow", "hen")]
+    counts = baselines.Counts(texts, "words", least=1)
+    bags, targets = counts(texts), torch.arange(12) % 3
+    rows = torch.arange(12)
+    weights = torch.zeros(len(counts.places) + 1, 3)
+    found = baselines.minimise(bags, rows, targets, weights, 0.01, None).double()
+    dense = torch.zeros(12, len(found), dtype=torch.float64)
+    ends = [*bags[1].tolist()[1:], len(bags[0])]
+    for row, (begin, end) in enumerate(zip(bags[1].tolist(), ends)):
+        dense[row, bags[0][begin:end]] = bags[2][begin:end].double()
+    dense[:, -1] = 1
+    wrong = (dense @ found).softmax(1) - F.one_hot(targets, 3)
+    gradient = dense.T @ wrong / 12
+    gradient[:-1] += 0.01 * found[:-1]
+    assert gradient.abs().max() < 1e-4
+    assert dense[:, :-1].norm(dim=1) == pytest.approx(torch.ones(12, dtype=torch.float64))
+
+
+def test_the_regression_learns_what_a_word_says():
+    train_ = [(f"{word} {n % 7}", (label,)) for n in range(60)
+              for label, word in enumerate(("good", "bad"))]
+    regression, chosen = baselines.fit(train_, [("so good", (0,)), ("so bad", (1,))], 2)
+    assert regression.probabilities(["good 9", "bad 9", ""]).argmax(1).tolist()[:2] == [0, 1]
+    assert chosen["val_accuracy"] == 1
+    assert baselines.majority([(0,), (1,), (1, 2)], 2).tolist() == [1, 1]
+
+
+# Tasks
+
+
+def test_test_items_were_never_pretrained_on():
+    tales = data.load("tales").splits
+    for name in ("topic", "lesson"):
+        task = tasks.load(name)
+        assert {s: [e.text for e in part] for s, part in task.splits.items()} == tales
+    names = tasks.load("origin")
+    assert {s: [e.text for e in p] for s, p in names.splits.items()} == data.load("names").splits
+    assert len(names.labels) == 22 and "any of them" in names.notes[0]
+    assert [len(tasks.load(name).labels) for name in ("topic", "lesson")] == [8, 6]
+
+
+def test_folds_test_everything_once():
+    examples = [tasks.Example(str(n), ("a",)) for n in range(23)]
+    splits = tasks.folds(examples, 5)
+    assert sorted(e.text for s in splits for e in s["test"]) == sorted(e.text for e in examples)
+    for part in splits:
+        texts = [e.text for s in ("train", "val", "test") for e in part[s]]
+        assert sorted(texts) == sorted(e.text for e in examples)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.csv", 'text,label\n"one, two",x\n"three\nfour",y\n'),
+    ("a.csv", "text;label\none, two;x\n\"three\nfour\";y\n"),
+    ("a.tsv", 'text\tlabel\none, two\tx\n"three\nfour"\ty\n'),
+    ("a.jsonl", '{"text": "one, two", "label": "x"}\n\n{"text": "three\\nfour", "label": "y"}\n'),
+])
+def test_own_files(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    assert tasks.read_examples(path, "text", "label") == [
+        tasks.Example("one, two", ("x",)), tasks.Example("three\nfour", ("y",))]
+
+
+def test_own_splits_keep_equal_texts_together_and_every_label_in_training(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [(f"text {n % 50}", "ab"[n % 2]) for n in range(100)]
+    rows += [(f"rare {n}", f"label {n}") for n in range(30)]
+    path.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows), "utf-8")
+    task = tasks.from_files(path, None, "text", "label")
+    texts = {s: {e.text for e in part} for s, part in task.splits.items()}
+    assert not texts["train"] & (texts["val"] | texts["test"]) and all(texts.values())
+    assert sum(map(len, task.splits.values())) == 130
+    assert {label for e in task.splits["train"] for label in e.labels} == {t for _, t in rows}
+
+
+# The classifier
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@torch.no_grad()
+def test_padding_is_never_seen(stage):
+    classifier = classify.Classifier(build(stage), 5).double().eval()
+    torch.nn.init.normal_(classifier.head.weight)
+    sequences = [[END, 5, 6, 7], [END, 8], [END, *range(4, 15)]]
+    together, targets = map(torch.from_numpy, classify.batch_of(sequences, [0, 1, 2]))
+    other = torch.where((together == END) & (torch.arange(12) > 0), 9, together)
+    logits = classifier(together, targets != IGNORED)
+    assert torch.equal(logits, classifier(other, targets != IGNORED))
+    for row, ids in enumerate(sequences):
+        alone, _ = classifier.model.features(torch.tensor([ids]))
+        assert (classifier.head(alone[0, -1]) - logits[row]).abs().max() < 1e-10
+
+
+def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    classifier = classify.Classifier(build("gpt"), 3, weights)
+    torch.nn.init.normal_(classifier.head.weight)
+    batch = classify.batch_of([[END, 5], [END, 6, 7], [END, 9], [END, 4, 4, 4]], [0, 2, 1, 2])
+    batch = list(map(torch.from_numpy, batch))
+    logits = classifier(batch[0], batch[1] != IGNORED).log_softmax(1)
+    expected = -sum(weights[k] * logits[row, k] for row, k in enumerate([0, 2, 1, 2])) / 4
+    assert classifier.loss(*batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    halves = [classifier.loss(*(x[i:i + 2] for x in batch)).item() for i in (0, 2)]
+    assert np.mean(halves) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_replay_has_its_share_of_the_loss():
+    classifier = classify.Classifier(build("gpt"), 3)
+    batch = list(map(torch.from_numpy, classify.batch_of([[END, 5], [END, 6, 7]], [0, 2])))
+    text = [tokens(2, 8), tokens(2, 8, seed=2), torch.zeros(2, 8, dtype=torch.int64)]
+    classifier.replay = 0.25
+    expected = 0.75 * classifier.loss(*batch) + 0.25 * classifier.model.loss(*text)
+    assert classifier.loss(*batch, *text).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_class_weights_are_one_on_average():
+    labels = [(0,)] * 90 + [(1,)] * 9 + [(2,)]
+    weights = classify.class_weights(labels, 3, 1.0)
+    assert np.mean([weights[k].item() for (k,) in labels]) == pytest.approx(1)
+    assert (weights * torch.tensor([90, 9, 1])).tolist() == pytest.approx([100 / 3] * 3)
+    assert classify.class_weights(labels, 3, 0.0).tolist() == [1, 1, 1]
+    assert classify.default_balance(labels) > 0 == classify.default_balance(labels[85:99])
+
+
+def test_batches_follow_from_seed_and_step():
+    encoded = classify.Encoded([[END, n] for n in range(4, 14)], [(n % 3, 2) for n in range(10)])
+    batches = classify.LabelBatches(encoded, 5)
+    first = [batches(1, step) for step in range(4)]
+    again = [classify.LabelBatches(encoded, 5)(1, step) for step in (3, 2, 1, 0)][::-1]
+    for a, b in zip(first, again):
+        assert all(map(np.array_equal, a, b))
+    seen = Counter(zip(*(np.concatenate([b[i][:, 1] for b in first]).tolist() for i in (0, 1))))
+    assert seen == Counter((n + 4, label) for n in range(10) for label in (n % 3, 2))
+
+
+# What learns
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("stage, more", [
+    ("gpt", {}), ("gpt", dict(tied=True, bias=True, norm="layer")), ("transformer", {}),
+    ("lstm", {}), ("mlp", {}), ("cnn", {}),
+])
+def test_lora_begins_as_nothing_and_merges_to_the_same_logits(stage, more, dtype, near):
+    model, plain = build(stage, **more).to(dtype), build(stage, **more).to(dtype)
+    adapt.adapt(model, Tuning("lora", rank=3, alpha=6.0))
+    ids = tokens()
+    ids[:, :3] = torch.tensor([END, USER, TURN])
+    with torch.no_grad():
+        assert torch.equal(model(ids)[0], plain(ids)[0])
+        learn = [p for p in model.parameters() if p.requires_grad]
+        for parameter in learn:
+            parameter += 0.1 * torch.randn_like(parameter)
+        expected = model(ids)[0]
+        assert (expected - plain(ids)[0]).abs().max() > 0.01
+        state = model.state_dict()
+        assert adapt.is_adapted(state)
+        adapt.merge(model)
+        plain.load_state_dict(model.state_dict())  # the plain names, and no others
+        assert not adapt.is_adapted(plain.state_dict())
+        assert (plain(ids)[0] - expected).abs().max() < near
+
+
+def test_lora_is_put_where_it_is_asked_for():
+    model = build("gpt")
+    adapt.adapt(model, Tuning("lora", rank=2, matrices=("qkv",)), speaks=False)
+    learn = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learn == {f"layers.{i}.attention.qkv.lora_{x}" for i in (0, 1) for x in "ab"}
+    width, (trained, every) = 16, adapt.count(model)
+    assert trained == 2 * 2 * (width + 3 * width)
+    assert every == sum(p.numel() for p in build("gpt").parameters()) + trained
+    with pytest.raises(ValueError, match="down, out, qkv, up, and not query"):
+        adapt.adapt(build("gpt"), Tuning("lora", matrices=("query",)))
+    with pytest.raises(ValueError, match="none"):
+        adapt.adapt(build("bigram"), Tuning("lora"), speaks=False)
+
+
+@pytest.mark.parametrize("tuning, speaks, learns", [
+    (Tuning("head"), False, set()),
+    (Tuning("head"), True, {"head", "embedding.rows"}),
+    (Tuning("last", last=1), False, {"layers.1", "norm"}),
+    (Tuning("last", last=1), True, {"layers.1", "norm", "head", "embedding.rows"}),
+    (Tuning("last", last=2), False, {"layers.0", "layers.1", "norm"}),
+    (Tuning(), False, {"layers.0", "layers.1", "norm", "embedding"}),
+    (Tuning(), True, {"layers.0", "layers.1", "norm", "embedding", "head"}),
+])
+def test_what_learns(tuning, speaks, learns):
+    model = build("gpt")
+    adapt.adapt(model, tuning, speaks)
+    found = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(any(name.startswith(f"{part}.") or name == part for part in learns)
+               for name in found)
+    assert all(any(name.startswith(part) for name in found) for part in learns)
+
+
+def test_special_rows_change_no_other_token():
+    model, plain = build("gpt", tied=True), build("gpt", tied=True)
+    adapt.adapt(model, Tuning("lora"))
+    with torch.no_grad():
+        model.embedding.rows += 1
+        ids = tokens()
+        assert torch.equal(model.embedding(ids), plain.embedding(ids))
+        special = torch.tensor([[END, USER, ASSISTANT, TURN]])
+        assert torch.equal(model.embedding(special), plain.embedding(special) + 1)
+        x = torch.randn(2, 16)
+        assert torch.equal(model.head(x)[:, 4:], plain.head(x)[:, 4:])
+        assert model.head.rows is model.embedding.rows
+
+
+def test_layer_wise_rates():
+    classifier = classify.Classifier(build("gpt"), 3)
+    shares = adapt.lr_shares(classifier, 2, 0.5)
+    assert shares["model.layers.1.mlp.up.weight"] == 0.5
+    assert shares["model.layers.0.mlp.up.weight"] == 0.25
+    assert shares["model.embedding.weight"] == 0.125
+    assert "head.weight" not in shares and "model.norm.weight" not in shares
+    assert adapt.lr_shares(classifier, 2, 1.0) == {}
+    names = {p: name for name, p in classifier.named_parameters()}
+    for kind in ("adamw", "muon"):
+        optimizers = make_optimizers(classifier, kind, 0.1, 0.2, shares)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        of = {names[p]: group for group in groups for p in group["params"]}
+        assert of.keys() == set(names.values())
+        assert all(group["lr_share"] == shares.get(name, 1.0) for name, group in of.items())
+        assert all(group["weight_decay"] == (0.2 if classifier.get_parameter(name).ndim > 1 else 0)
+                   for name, group in of.items())
+
+
+def test_training_takes_these_rates(base, reviews, tmp_path, no_plot):
+    args = classify.make_parser().parse_args([
+        *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=3", "--no-baselines",
+        "--lr-decay=0.000001", "--weight-decay=0"])
+    classifier, _, _ = classify.load_classifier(classify.new_run(args))
+    before = dict(sample.load_run(base)[0].named_parameters())
+    moved = {name: (p - before[name]).abs().max().item()
+             for name, p in classifier.model.named_parameters()}
+    assert 0 < moved["layers.1.mlp.up.weight"] < 1e-6 and moved["embedding.weight"] < 1e-6
+    assert moved["norm.weight"] > 1e-3 and classifier.head.weight.abs().max() > 1e-3
+
+
+# Chats
+
+
+@pytest.fixture(scope="session")
+def letters():
+    small = "abcdefghijklmnopqrstuvwxyz"
+    return data.CharTokenizer.train([small, small.upper(), " .,:?!-\n"])
+
+
+def test_the_format_and_what_is_learned(letters):
+    talk = Conversation(["ab", "c", "d", "ef"])
+    chunk = chat.encode(talk, letters, 100)
+    a, b, c, d, e, f = letters.encode("abcdef")
+    assert chunk.inputs == [END, USER, a, b, ASSISTANT, c, TURN, USER, d, ASSISTANT, e, f]
+    learned = [(i, t) for i, t in enumerate(chunk.targets) if t != IGNORED]
+    assert learned == [(4, c), (5, TURN), (9, e), (10, f), (11, TURN)]
+    assert chat.question(["ab", "c", "d"], letters) == (chunk.inputs[:10], 0)
+    assert chat.question(["abcd"], letters, 5) == ([END, USER, c, d, ASSISTANT], 2)
+    assert chat.question(["ab", "c", "def"], letters, 5) == ([USER, d, e, f, ASSISTANT], 7)
+    assert chunk.cut == chunk.unseen == 0
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_what_is_too_long_loses_the_beginning_of_the_first_message(letters, length):
+    talk = Conversation(["abcd", "xyz"])
+    whole = chat.encode(talk, letters, 100)
+    chunk = chat.encode(talk, letters, length)
+    assert len(chunk.inputs) == len(chunk.targets) == min(length, len(whole.inputs))
+    assert chunk.cut == max(0, len(whole.inputs) - length)
+    if length >= 7:  # the answer is whole
+        assert [t for t in chunk.targets if t != IGNORED] == [*letters.encode("xyz"), TURN]
+        assert chunk.inputs[:2] == [END, USER]
+
+
+def test_unseen_characters_are_counted(letters):
+    chunk = chat.encode(Conversation(["a7b8", "c"]), letters, 100)
+    assert chunk.unseen == 2 and chunk.inputs == chat.encode(
+        Conversation(["ab", "c"]), letters, 100).inputs
+    assert pretrained.known_ids(letters, "7") == ([], 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage", ["gpt", "lstm", "cnn"])
+def test_packed_conversations_do_not_see_each_other(letters, stage):
+    model = build(stage, letters.vocab_size, 32).double()
+    talks = [Conversation(["abc", "de"]), Conversation(["f", "ghi", "j", "k"]),
+             Conversation(["lmnop", "q"]), Conversation(["rs", "t"])]
+    chunks = [chat.encode(talk, letters, 32) for talk in talks]
+    rows = chat.pack(chunks, 32)
+    assert len(rows) < len(chunks) and sum(map(len, rows)) == len(chunks)
+    assert all(sum(len(chunk.inputs) for chunk in row) <= 32 for row in rows)
+    packed = list(map(torch.from_numpy, chat.arrays(rows, 32)))
+    total = count = 0
+    for chunk in chunks:
+        alone = list(map(torch.from_numpy, chat.arrays([[chunk]], len(chunk.inputs))))
+        n = int((alone[1] != IGNORED).sum())
+        total, count = total + n * model.loss(*alone).item(), count + n
+    assert int((packed[1] != IGNORED).sum()) == count
+    assert model.loss(*packed).item() == pytest.approx(total / count, abs=1e-10)
+
+
+def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
+    chunks = [chat.encode(Conversation(["a" * n, "b"]), letters, 99) for n in range(1, 15)]
+
+    def fresh(generator):
+        prompt, answer, _ = strings.make(generator)
+        return chat.encode(Conversation([prompt, answer]), letters, 99)
+
+    def make():
+        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, fresh, fresh_rows=1)
+
+    one, other = make(), make()
+    batches = [one(5, step) for step in range(6)]
+    for step in (5, 0, 3):
+        assert all(map(np.array_equal, batches[step], other(5, step)))
+    assert not np.array_equal(batches[0][0], one(6, 0)[0])
+    assert [len(batch[0]) for batch in batches] == [4] * 6
+    assert not np.array_equal(batches[0][0][3], batches[1][0][3])
+    kept = len(one.rows[-1])
+    first, second = (one.filled(one.rows[-1], [5, epoch]) for epoch in (0, 1))
+    assert first[:kept] == second[:kept] == one.rows[-1] and first != second
+    for tokens_, targets, segments in batches:
+        learned = targets != IGNORED
+        assert np.all(segments[learned] >= 0) and np.all(tokens_[segments == -1] == END)
+
+
+@pytest.mark.parametrize("name", strings.TASKS)
+def test_answers_of_string_tasks(name):
+    quoted = data.load("tales").splits["train"]
+    assert quoted
+    for prompt, answer, task in strings.examples(20, "train", False):
+        if task != name:
+            continue
+        words = [w for w in prompt.replace(",", " ").replace("?", " ").replace(".", " ")
+                 .replace(":", " ").split()]
+        if name == "backwards":
+            assert answer[::-1] in words
+        elif name == "count":
+            number = strings.NUMBERS.index(answer)
+            letter = next(w for w in words if len(w) == 1 and w.islower() and w != "a"
+                          or w == "a" and words.count("a"))
+            assert any(w.lower().count(letter) == number for w in words)
+        elif name in ("first", "last"):
+            assert len(answer) == 1 and any(w[0 if name == "first" else -1] == answer
+                                            for w in words)
+        elif name == "upper":
+            assert answer.isupper() and answer.lower() in [w.lower() for w in words]
+        elif name == "sort":
+            first, second = answer.split()
+            assert first.lower() <= second.lower() and {first, second} <= set(words)
+        elif name == "repeat":
+            first, second = answer.split()
+            assert first == second and first in words
+        else:
+            assert all(part in words for part in answer.split("-")) and answer.count("-") == 1
+
+
+def test_string_tasks_hold_out_words_and_phrasings():
+    words = strings.words()
+    assert min(map(len, words.values())) > 200
+    assert not set(words["train"]) & (set(words["test"]) | set(words["val"]))
+    names = {name.capitalize() for name in data.load("names").splits["test"]}
+    assert {word for word in words["test"] if word[0].isupper()} <= names
+    assert not {w for w in words["train"] if w[0].isupper()} & names
+    for task in strings.TASKS.values():
+        assert len(task.unseen) >= 2 and not set(task.seen) & set(task.unseen)
+    assert strings.examples(3, "test", True) == strings.examples(3, "test", True)
+    characters = set("".join(data.load("tales").splits["train"]))
+    assert all(set(p + a) <= characters for p, a, _ in strings.examples(20, "test", True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage, more", [("gpt", {}), ("lstm", {}),
+                                         ("gpt", dict(position="learned"))])
+def test_a_talk_keeps_its_history_in_the_state(letters, stage, more):
+    model = build(stage, letters.vocab_size, 200, **more)
+    talk = chat.Talk(model, letters, temperature=0)
+    said = ["".join(talk.say(text, 6)) for text in ("hello there", "and now?")]
+    read = talk.said
+    assert read[0] == END and read.count(USER) == read.count(ASSISTANT) == read.count(TURN) == 2
+    logits, _ = model(torch.tensor([read]))
+    assert (logits[:, -1] - talk.logits).abs().max() < 1e-4
+    # each answer is the likeliest one after all that was said before it
+    for n in range(2):
+        begin = [i for i, token in enumerate(read) if token == ASSISTANT][n] + 1
+        end = [i for i, token in enumerate(read) if token == TURN][n]
+        assert letters.decode(read[begin:end]) == said[n]
+        shown = logits[0, begin - 1:end - 1].clone()
+        shown[:, [END, USER, ASSISTANT]] = -math.inf
+        assert shown.argmax(1).tolist() == read[begin:end]
+
+
+@torch.no_grad()
+def test_a_talk_goes_on_when_learned_positions_are_full(letters):
+    model = build("gpt", letters.vocab_size, 16, position="learned")
+    talk = chat.Talk(model, letters, seed=1)
+    for text in ("hello there, how are you today?", "what?", "and now?"):
+        assert len("".join(talk.say(text, 30))) <= 30
+    assert int(talk.state.position[0]) <= 16
+
+
+def test_batched_answers_are_those_of_one_alone(letters):
+    model = build("gpt", letters.vocab_size, 64)
+    prompts = [chat.question([text], letters)[0] for text in ("ab", "hello", "z")]
+    together = chat.answers(model, letters, prompts, 10, 0.0)
+    alone = [chat.answers(model, letters, [prompt], 10, 0.0)[0] for prompt in prompts]
+    assert together == alone
+
+
+# Runs of classification
+
+
+def test_a_run_that_sorts(sorter, base):
+    names = {"config.json", "metrics.jsonl", "last.pt", "best.pt", "loss.png", "samples.txt",
+             "result.json", "report.txt", "confusion.png", "confusion.csv"}
+    assert names <= {path.name for path in sorter.iterdir()}
+    result = json.loads((sorter / "result.json").read_text("utf-8"))
+    assert result["accuracy"] > 0.6 > result["baselines"]["commonest label"]["accuracy"]
+    low, high = result["accuracy_interval"]
+    assert low <= result["accuracy"] <= high
+    assert set(result["baselines"]) == {"random first weights", "n-gram regression",
+                                        "commonest label"}
+    assert result["baselines"]["n-gram regression"]["accuracy"] > 0.6
+    assert result["pretraining_loss_before"] == pytest.approx(
+        json.loads((base / "result.json").read_text())["val_loss"], rel=1e-4)
+    assert result["pretraining_loss_after"] > result["pretraining_loss_before"]
+    rows = list(csv.reader(io.StringIO((sorter / "confusion.csv").read_text("utf-8"))))
+    assert rows[0][1:] == ["1", "3", "5"]
+    assert sum(int(n) for row in rows[1:] for n in row[1:]) == result["test_texts"]
+
+
+def test_the_run_that_was_pretrained_stays_as_it_was(sorter, base):
+    model, _ = sample.load_run(base)
+    assert model.training is False
+    classifier, _, _ = classify.load_classifier(sorter)
+    theirs = dict(classifier.model.named_parameters())
+    assert any(not torch.equal(p, theirs[name]) for name, p in model.named_parameters())
+
+
+def test_the_labels_of_a_text(sorter, command):
+    code, out, err = command(sample.main, f"--run={sorter}", "--classify=the dog sat on the mat")
+    assert code == 0, err
+    shown = [line.rsplit(maxsplit=1) for line in out.splitlines()]
+    assert sorted(label.strip() for label, _ in shown) == ["1", "3", "5"]
+    shares = [float(share.rstrip("%")) for _, share in shown]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares, reverse=True)
+    text = "the dog" + 3 * "Q" + 50 * " t"
+    code, out, err = command(sample.main, f"--run={sorter}", f"--classify={text}")
+    assert code == 0 and "3 characters" in err and "cut off" in err
+
+
+def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
+    assert "--classify" in refusal(sample.main, f"--run={sorter}")
+    assert runs.model_of(sorter / "config.json") is None
+    assert newest_results(sorter.parent) == ({}, [])
+    assert "sorts texts already" in refusal(
+        classify.main, f"--from={sorter}", "--task=topic")
+
+
+@pytest.mark.parametrize("more", [
+    ["--tune=head"], ["--tune=last"], ["--tune=lora", "--rank=2", "--matrices=qkv,up"],
+    ["--lr-decay=0.5", "--replay=0.3", "--dropout=0.1", "--optimizer=muon"],
+])
+def test_other_tunings(base, reviews, tmp_path, more, no_plot):
+    args = classify.make_parser().parse_args([
+        *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=4", *more,
+        "--no-baselines"])
+    run = classify.new_run(args)
+    classifier, _, saved = classify.load_classifier(run)
+    before = dict(sample.load_run(base)[0].named_parameters())
+    changed = {name for name, p in classifier.model.named_parameters()
+               if not torch.equal(p, before[name])}
+    if "--tune=head" in more:
+        assert not changed
+    if "--tune=last" in more:
+        assert changed and all(name.startswith(("layers.1", "norm")) for name in changed)
+    if "--tune=lora" in more:
+        assert changed == {f"layers.{i}.{m}.weight" for i in (0, 1)
+                           for m in ("attention.qkv", "mlp.up")}
+    if "--replay=0.3" in more:
+        assert "head.weight" in changed
+    assert json.loads((run / "result.json").read_text())["trained_parameters"] == \
+        saved["finetune"]["trained_parameters"]
+
+
+@pytest.mark.parametrize("more", [[], ["--tune=lora"]])
+def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path, monkeypatch,
+                                                        more, no_plot):
+    flags = ["--device=cpu", "--steps=8", "--eval-every=2", "--dropout=0.1", "--no-baselines",
+             *more]
+    parse = classify.make_parser().parse_args
+    whole = classify.new_run(parse([*flags_for(reviews, base, tmp_path / "whole"), *flags]))
+    usual = classify.LabelBatches.__call__
+
+    def stop(self, seed, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return usual(self, seed, step)
+
+    monkeypatch.setattr(classify.LabelBatches, "__call__", stop)
+    with pytest.raises(train.Stopped, match="finetune.classify --resume"):
+        classify.new_run(parse([*flags_for(reviews, base, tmp_path / "cut"), *flags]))
+    # what it has learned so far can be used already
+    assert classify.load_classifier(tmp_path / "cut")[0].training is False
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "plot", lambda run: None)
+    cut = classify.resume_run(parse([f"--resume={tmp_path / 'cut'}"]))
+    for name in ("last.pt", "best.pt"):
+        one, other = (runs.load_checkpoint(run / name)["model"] for run in (whole, cut))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_file_is_scored(sorter, reviews, command, tmp_path):
+    out = tmp_path / "scores.json"
+    code, said, err = command(evaluate.main, f"--run={sorter}", f"--test={reviews}", f"--out={out}")
+    assert code == 0, err
+    scores = json.loads(out.read_text("utf-8"))
+    examples = tasks.read_examples(reviews, "review", "stars")
+    classifier, tokenizer, saved = classify.load_classifier(sorter)
+    right = [classify.assign(classifier, tokenizer, saved, e.text, CPU)[0][0][0] in e.labels
+             for e in examples]
+    assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
+    assert f"{np.mean(right):.3f}" in said
+
+
+# Runs of instruction
+
+
+def test_a_run_that_answers(talker, base, command):
+    result = json.loads((talker / "result.json").read_text("utf-8"))
+    before, after = result["before"], result["after"]
+    assert after["own_loss"]["nats_per_token"] < before["own_loss"]["nats_per_token"] - 0.5
+    assert after["own"].keys() == {"greedy", "sampled"}
+    assert before["own"]["greedy"]["exact"]["mean"] <= after["own"]["greedy"]["exact"]["mean"]
+    text = (talker / "samples.txt").read_text("utf-8")
+    assert "before, greedy" in text and "after, sampled" in text
+    code, out, err = command(sample.main, f"--run={talker}", "--chat", "--prompt=where is the t",
+                             "--temperature=0", "--length=20")
+    assert code == 0 and 0 < len(out) <= 21, err
+    model, tokenizer = sample.load_run(talker)
+    expected, _ = chat.answers(model, tokenizer, [chat.question(["where is the t"], tokenizer)[0]],
+                               20, 0.0)[0]
+    assert out == expected + "\n"
+
+
+def test_talking_in_the_terminal(talker, command, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("where is the t\nand the cat\n\nnever\n"))
+    code, out, err = command(sample.main, f"--run={talker}", "--chat", "--length=10")
+    assert code == 0 and out.count("\n") >= 2, err
+
+
+def test_conversations_are_scored(talker, talks, command, tmp_path):
+    out = tmp_path / "scores.json"
+    code, said, err = command(evaluate.main, f"--run={talker}", f"--test={talks}", f"--out={out}")
+    assert code == 0, err
+    scores = json.loads(out.read_text("utf-8"))
+    assert scores["own"]["greedy"]["n"] == 40 == len(scores["answers"])
+    right = [measures.exact(entry["greedy"], entry["expected"]) for entry in scores["answers"]]
+    assert scores["own"]["greedy"]["exact"]["mean"] == pytest.approx(np.mean(right))
+
+
+def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch):
+    few = {s: part[:3] for s, part in tasks.tales().items()}
+    monkeypatch.setattr(tasks, "tales", lambda: few)
+    judge = evaluate.Judge(lambda text: "farm", "farm", 0.5, set())
+    monkeypatch.setattr(evaluate, "make_judge", lambda run, machine: judge)
+    run = tmp_path / "run"
+    code, _, err = command(
+        instruct.main, f"--from={teller}", "--steps=2", "--judged=1", "--batch-size=2",
+        "--block-size=256", "--tune=lora", f"--out={run}")
+    assert code == 0, err
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    after = result["after"]
+    assert after["tales"]["greedy"]["n"] == 1 and after["questions"]["sampled"]["n"] == 2
+    assert after["strings"]["greedy"]["unseen"]["n"] == len(strings.TASKS)
+    assert after["tales"]["greedy"].keys() >= {"ended", "copied", "topic"}
+    assert result["pretraining_loss_before"] > 0 and result["pretraining_loss_after"] > 0
+    model, _ = sample.load_run(run)
+    assert not adapt.is_adapted(model.state_dict()) and model.block_size == 256
+    path = tmp_path / "held-out.jsonl"
+    path.write_text(json.dumps(few["test"][0]) + "\n", "utf-8")
+    code, said, err = command(evaluate.main, f"--run={run}", f"--test={path}", "--strings=1")
+    assert code == 0 and "1 tales" in said and "2 questions" in said, err
+    assert (run / "evaluation-held-out.json").exists()
+
+
+def test_the_loss_of_the_true_answers(letters):
+    model = build("gpt", letters.vocab_size, 64)
+    talks = [Conversation(["abc", "de"]), Conversation(["f", "ghi"])]
+    found = evaluate.answer_loss(model, letters, talks, 64, CPU)
+    nats = 0.0
+    for talk in talks:
+        prompt, _ = chat.question(talk.messages[:1], letters)
+        answer = [*letters.encode(talk.messages[1]), TURN]
+        logits = model(torch.tensor([prompt + answer]))[0][0].log_softmax(1)
+        nats -= sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+    assert found["nats_per_token"] == pytest.approx(nats / 7, rel=1e-4)
+    assert found["bits_per_char"] == pytest.approx(nats / math.log(2) / 7, rel=1e-4)
+
+
+# Its benchmarks
+
+
+def test_a_fold_pretrains_on_its_own_training_tales(tmp_path):
+    examples = [tasks.as_example(tale, "topic") for tale in data.tales()[:20]]
+    for number, splits in enumerate(tasks.folds(examples, 4)):
+        folder = benchmark.fold_folder(splits, tmp_path / str(number))
+        found = data.load(str(folder)).splits
+        assert found == {s: [e.text for e in part] for s, part in splits.items()}
+
+
+def test_how_far_finetuning_is_ahead():
+    right = {"finetuned": np.array([1, 1, 0.5, 0]), "n-gram regression": np.array([1, 0, 0, 0.0])}
+    rows = benchmark.judged("topic", right, folds=4)
+    assert [row["accuracy"] for row in rows] == [0.625, 0.25]
+    assert rows[1]["behind_finetuned"] == 0.375
+    low, high = rows[1]["behind_interval"]
+    assert low <= 0.375 <= high and "0.625" in benchmark.table(rows)
+
+
+def test_seconds_and_memory_of_a_process(tmp_path):
+    command = [sys.executable, "-c", "x = bytes(range(256)) * 2**18"]
+    seconds, peak = tunings.measured(command, tmp_path / "log")
+    assert seconds > 0 and (peak is None or peak > 2**26)
+    with pytest.raises(ValueError, match="no file"):
+        tunings.measured([sys.executable, "-c", "raise SystemExit('no file')"], tmp_path / "log")
+
+
+# GPT-2's weights
+
+
+def test_gpt2_weights_sort_and_answer(tmp_path, monkeypatch, command, no_plot, reviews, talks):
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    made = [bytes([n]) for n in range(256)] + [b"\xff%d" % n for n in range(50_000)]
+    monkeypatch.setattr("data.tokenizer.gpt2_vocabulary", lambda: made)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
+    from nanogpt import weights
+
+    run = tmp_path / "gpt2"
+    code, _, err = command(weights.main, f"--from={tmp_path / 'theirs'}", f"--out={run}")
+    assert code == 0, err
+    code, out, err = command(
+        classify.main, f"--from={run}", f"--train={reviews}", "--text=review", "--label=stars",
+        "--steps=2", "--no-baselines", "--tune=lora", f"--out={tmp_path / 'sorts'}")
+    assert code == 0 and "not here" in out, err
+    code, out, err = command(sample.main, f"--run={tmp_path / 'sorts'}", "--classify=the cat")
+    assert code == 0 and len(out.splitlines()) == 3, err
+    for tune in ("all", "lora"):
+        path = tmp_path / f"answers-{tune}"
+        code, out, err = command(instruct.main, f"--from={run}", f"--train={talks}", "--steps=2",
+                                 "--judged=2", f"--tune={tune}", f"--out={path}")
+        assert code == 0, err
+        model, _ = sample.load_run(path)
+        assert model.head.weight is model.embedding.weight and model.limit == 64
+        code, out, err = command(sample.main, f"--run={path}", "--chat", "--prompt=hello",
+                                 "--length=80")
+        assert code == 0, err
+
+
+# What cannot work is said
+
+
+@pytest.mark.parametrize("content, said", [
+    ("", "empty"),
+    ("text,label\n", "no line"),
+    ("review,score\nfine,1\n", "has no column 'text'; it has review, score"),
+    ("text,label\nfine,1\n,2\n", "line 3: the text is empty"),
+    ("text,label\nfine,1\nbad,\n", "line 3: the label is empty"),
+    ("text,label\nfine,1,2\n", "line 2 has 3 cells"),
+    ('text,label\nfine,1\n"bad,2\n', "is no CSV"),
+    ("text,label\nthe cat,1\nthe dog,1\nthe mat,1\nthe t,1\nthe c,1\n", "sorting needs two"),
+    ("text,label\nthe cat,1\nthe dog,2\n", "too few"),
+])
+def test_wrong_tables(content, said, base, tmp_path, refusal):
+    path = tmp_path / "a.csv"
+    path.write_text(content, "utf-8")
+    assert said in refusal(classify.main, f"--from={base}", f"--train={path}")
+
+
+@pytest.mark.parametrize("line, said", [
+    ("{", "line 2: expected a JSON object"),
+    ("[1]", "line 2: expected a JSON object, and it is [1]"),
+    ('{"prompt": "a"}', 'line 2: expected "prompt" and "response"'),
+    ('{"prompt": "a", "response": " "}', 'line 2: expected "prompt" and "response"'),
+    ('{"messages": []}', "line 2: expected \"messages\" as a list"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "odd number"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+     "message 2 has the role 'system'"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}',
+     "message 2 has no text"),
+])
+def test_wrong_conversations(line, said, base, tmp_path, refusal):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n", "utf-8")
+    assert said in refusal(instruct.main, f"--from={base}", f"--train={path}")
+    assert f"{path}, line 2" in refusal(evaluate.main, f"--run={base}", f"--test={path}")
+
+
+def test_unknown_labels(sorter, base, reviews, tmp_path, refusal):
+    path = tmp_path / "other.csv"
+    path.write_text("review,stars\nthe cat,3\nthe dog,7\n", "utf-8")
+    for said in (
+        refusal(evaluate.main, f"--run={sorter}", f"--test={path}"),
+        refusal(classify.main, *flags_for(reviews, base, tmp_path / "run"), f"--test={path}"),
+    ):
+        assert "'7' (1 times)" in said and str(path) in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags, said", [
+    ([], "name the pretrained run"),
+    (["--from=RUN"], "say what to sort"),
+    (["--from=RUN", "--task=topics"], "Did you mean topic"),
+    (["--from=RUN", "--task=topic", "--text=review"], "--text is for --train"),
+    (["--from=RUN", "--task=topic", "--train=x.csv"], "say what to sort"),
+    (["--from=RUN", "--train=x.csv"], "cannot be read"),
+    (["--from=nowhere", "--task=topic"], "no run folder"),
+    (["--from=RUN", "--task=topic", "--tune=lora", "--rank=0"], "--rank must be"),
+    (["--from=RUN", "--task=topic", "--rank=4"], "--rank is for --tune=lora"),
+    (["--from=RUN", "--task=topic", "--last=4"], "--last is for --tune=last"),
+    (["--from=RUN", "--task=topic", "--lr-decay=0"], "--lr-decay must be"),
+    (["--from=RUN", "--task=topic", "--replay=1"], "--replay must be"),
+    (["--from=RUN", "--task=topic", "--balance=2"], "--balance must be"),
+    (["--from=RUN", "--task=topic", "--steps=0"], "--steps must be"),
+    (["--resume=RUN"], "is no run of finetune.classify"),
+    (["--resume=RUN", "--lr=1"], "--lr cannot change"),
+])
+def test_wrong_flags(flags, said, base, refusal, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = [flag.replace("RUN", str(base)) for flag in flags]
+    assert said in refusal(classify.main, *flags)
+    assert not Path("runs").exists()
+
+
+def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path, start, words):
+    assert "never seen" in refusal(instruct.main, f"--from={lines_run}")
+    assert "no run of finetune.instruct" in refusal(instruct.main, f"--resume={sorter}")
+    assert "never learned to talk" in refusal(sample.main, f"--run={base}", "--chat")
+    assert "does not sort" in refusal(sample.main, f"--run={base}", "--classify=a")
+    assert "is empty" in refusal(sample.main, f"--run={sorter}", "--classify=")
+    assert "never seen" in refusal(sample.main, f"--run={sorter}", "--classify=QQQ")
+    numpy = tmp_path / "numpy"
+    start("--model=bigram", "--backend=numpy", f"--data={words}", "--lines", "--steps=1",
+          f"--out={numpy}")
+    for run, name in ((sorter, "classify"), (talker, "instruct")):
+        assert f"finetune.{name} --resume" in refusal(train.main, f"--resume={run}")
+        assert "finetuned run" in refusal(train.main, f"--config={run / 'config.json'}")
+    assert "in NumPy" in refusal(classify.main, f"--from={numpy}", "--task=origin")
+
+
+def test_learned_positions_are_not_stretched(start, passage, tmp_path, refusal, reviews, command,
+                                             no_plot):
+    run = tmp_path / "learned"
+    start("--model=gpt", "--position=learned", "--layers=1", "--heads=2", "--width=8",
+          "--block-size=16", f"--data={passage}", "--steps=1", "--batch-size=2", f"--out={run}")
+    assert "learned positions, 16" in refusal(
+        classify.main, *flags_for(reviews, run, tmp_path / "out"), "--block-size=32")
+    assert pretrained.load(run, fits=512).config.block_size == 16
+    code, out, err = command(classify.main, *flags_for(reviews, run, tmp_path / "out"),
+                             "--steps=1", "--no-baselines")
+    assert code == 0 and "texts of test are longer than the block of 16 tokens" in out, err
+    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert result["cut"]["train"] > 60
