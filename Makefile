@@ -1,6 +1,6 @@
 # make demo: set up and train the transformer on names. make test: set up and pass the tests.
-# make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; about half
-# an hour, and where it was stopped it goes on.
+# make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; where it was
+# stopped it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block-size=512 \
