@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         raise
 
     def unavailable(device) -> str:
-        return "Triton is not installed: pip install 'triton>=3.4', on Linux."
+        return "Triton is not installed: pip install 'triton>=3.6', on Linux."
 
     def attention(q, k, v, **options):
         raise ValueError(unavailable(None))

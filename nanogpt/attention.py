@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import kernels
-from kernels import naive
 from makemore.transformer import mask_of
 
 from .machine import Machine
@@ -25,11 +23,16 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, T, D), k, v (B, 
 
 def choose(how: str, machine: Machine) -> str:
     """What "auto" is on that machine; another choice as it is. ValueError: it cannot work there."""
+    if how in ("naive", "sdpa"):
+        return how
+    if how == "auto" and (machine.kind != "cuda" or machine.dtype == "float32"):
+        return "sdpa"  # ours is for a GPU, and slow at products of float32
+    import kernels  # brings Triton, which is slow to import
+
     why_not = kernels.unavailable(torch.device(machine.device))
     if how == "triton" and why_not:
         raise ValueError(f"--attention=triton: {why_not}")
-    half = machine.kind == "cuda" and machine.dtype != "float32"  # whose products ours are slow at
-    return how if how != "auto" else "triton" if half and not why_not else "sdpa"
+    return "sdpa" if why_not else "triton"
 
 
 def use(model: nn.Module, how: str) -> None:
@@ -77,6 +80,9 @@ def attention_of_one(how: str, mask: Tensor | None, cap: float = 0.0) -> Attend:
 
 
 def function_of(how: str) -> Callable:
+    import kernels
+    from kernels import naive
+
     return kernels.attention if how == "triton" else naive.attention
 
 

@@ -14,6 +14,7 @@ from test_makemore import draw, in_pieces, noise, same, same_state, shaken
 from torch import nn
 
 import data
+import kernels
 import nanogpt
 import sample
 import train
@@ -392,7 +393,7 @@ def test_auto_is_what_is_right_for_the_machine():
 ])
 def test_an_attention_that_cannot_be_is_refused(flags, said, words, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(attention.kernels, "unavailable", lambda device: "set TRITON_INTERPRET=1.")
+    monkeypatch.setattr(kernels, "unavailable", lambda device: "set TRITON_INTERPRET=1.")
     code, _, error = command(train.main, *flags.split(), f"--data={words}", "--lines", "--steps=1",
                              "--device=cpu", "--out=run")
     assert code == 2 and said in error and error.count("\n") == 1
