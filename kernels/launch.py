@@ -69,6 +69,7 @@ HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the smal
     },
 }
 OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
+AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages")
 
 
@@ -78,9 +79,9 @@ def configurations(D: int, dtype: torch.dtype, capability: tuple[int, int] | Non
     capability: (9, 0) and so on; None for the interpreter and for AMD's chips.
     """
     key = max(64, triton.next_power_of_2(D)), dtype.itemsize
-    later = HOPPER if capability and (9, 0) <= capability < (12, 0) else {}
+    own = AMD if capability is None else HOPPER if (9, 0) <= capability < (12, 0) else {}
     return {
-        name: [dict(zip(NAMES, config)) for config in later.get(name, {}).get(key) or table[key]]
+        name: [dict(zip(NAMES, config)) for config in own.get(name, {}).get(key) or table[key]]
         for name, table in CONFIGURATIONS.items()
     }
 
@@ -101,7 +102,8 @@ def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks
     blocks (BLOCK_T, BLOCK_S): instead of the default. With RUNGS_AUTOTUNE=1 the best is searched.
     """
     q = tensors[0]
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
+    nvidia = q.is_cuda and torch.version.hip is None
+    capability = torch.cuda.get_device_capability(q.device) if nvidia else None
     shape = dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=CAUSAL)
     arguments = *tensors, *(x.stride() for x in strided), job
 
