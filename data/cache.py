@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 import uuid
 from collections import deque
@@ -151,13 +152,17 @@ def in_parallel(
 ) -> Iterator[np.ndarray]:
     """The tokens of a split in order, encoded by a thread for each core, with a progress bar.
 
-    Threads, for the time goes to tiktoken and NumPy, which let each other run. ValueError: a text
-    is not what it was.
+    Threads, for the time goes to tiktoken and NumPy, which let each other run. Each has a tokenizer
+    of its own, as in the regular expressions of one they would wait for each other. ValueError: a
+    text is not what it was.
     """
     from tqdm import tqdm
 
-    tokenizer.encode_array("")  # what it builds when it is first used, before there are threads
-    workers = cores()
+    workers, own = cores(), threading.local()
+
+    def begin() -> None:
+        own.tokenizer = tokenizer.twin()
+
     waiting: deque = deque()
     done = 0  # bytes
     bar = tqdm(total=part.bytes, desc=f"preparing {source}", unit="B", unit_scale=True,
@@ -165,7 +170,7 @@ def in_parallel(
 
     def work(pieces: Pieces) -> tuple[np.ndarray, int]:
         size = sum(len(text.encode("utf-8")) for _, text in pieces)
-        return encoded(pieces, tokenizer, separated), size
+        return encoded(pieces, own.tokenizer, separated), size
 
     def first() -> np.ndarray:
         nonlocal done
@@ -174,7 +179,7 @@ def in_parallel(
         bar.update(size)
         return tokens
 
-    with bar, ThreadPoolExecutor(workers) as pool:
+    with bar, ThreadPoolExecutor(workers, initializer=begin) as pool:
         try:
             for pieces in grouped(part.pieces()):
                 waiting.append(pool.submit(work, pieces))

@@ -389,3 +389,14 @@ def test_what_tiktoken_has_downloaded_serves_too(small_gpt2, tmp_path):
     name = hashlib.sha1(b"https://x/vocab.bpe").hexdigest()
     (tmp_path / "tiktoken" / name).write_bytes(small_gpt2)
     assert small_tokens()[0] == b" t"
+
+
+def test_a_twin_gives_the_same_and_shares_no_regular_expression():
+    for tokenizer in (BytePairTokenizer.train(["the cat sat on the mat"], 270),
+                      CharTokenizer("abc ")):
+        tokenizer.encode_array("abc")
+        twin = tokenizer.twin()
+        assert np.array_equal(twin.encode_array("a cab"), tokenizer.encode_array("a cab"))
+        assert twin.to_dict() == tokenizer.to_dict()
+        if tokenizer.kind == "bpe":
+            assert twin._encoding is not tokenizer._encoding and twin.tokens is tokenizer.tokens
