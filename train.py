@@ -350,6 +350,8 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
     if processes.first:
         tokenizer = data.make_tokenizer(config.tokenizer, config.vocab_size, dataset.splits)
     tokenizer = data.tokenizer_from_dict(processes.agree(tokenizer and tokenizer.to_dict()))
+    with processes.in_turn():
+        batches = batches_of(dataset, tokenizer, config, machine)
     expected = estimate(config, tokenizer.vocab_size, dataset.separated, machine, processes)
     torch.manual_seed(config.seed)
     sizes = (tokenizer.vocab_size, config.block_size)
@@ -357,9 +359,7 @@ def new_run(args: Namespace, processes: Processes = ALONE) -> None:
     if config.count:
         model.model.count(data.evaluation_batches(dataset, tokenizer, "train", config.block_size))
     path = args.out or Path("runs") / f"{config.model}-{dataset.name}"
-    with processes.in_turn():
-        batches = batches_of(dataset, tokenizer, config, machine)
-        run = runs.make_run(path, exactly=args.out is not None) if processes.first else None
+    run = runs.make_run(path, exactly=args.out is not None) if processes.first else None
     run = processes.agree(run)
     seen = {"kind": dataset.kind, "separated": dataset.separated}
     about = {
@@ -445,7 +445,8 @@ def carry_out(
     )
     most = config.steps * config.batch_size * config.block_size
     print(f"{config.steps:,} steps of {config.batch_size} rows: {most:,} tokens"
-          f"{' at most' if lines else ''}; {in_words(expected.memory)} of memory expected")
+          f"{' at most' if lines else ''}; {in_words(expected.memory)} of memory expected"
+          f"{' in each process' if processes.world > 1 else ''}")
     several = f" in {processes.world} processes" if processes.world > 1 else ""
     print(f"{machine.describe()}{several}; run folder {run}")
     cut = 0
@@ -453,7 +454,7 @@ def carry_out(
         every = (line for part in dataset.splits.values() for line in part)
         cut = sum(len(tokenizer.encode(line)) >= config.block_size for line in every)
     notes = (f"{cut:,} lines are cut to the block size.",) if cut else ()
-    if short := warning(expected, config, machine):
+    if short := warning(expected, config, machine, processes.world):
         notes += (short,)
     for note in dataset.notes + machine.notes + notes:
         print(f"note: {note}")

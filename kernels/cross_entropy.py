@@ -190,7 +190,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, where total is float32 and stays so, whatever a and b are."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
-    elif a.is_cuda:  # the product's own sum is float32, and need not be rounded in between
+    elif a.is_cuda and torch.version.hip is None:  # its own sum is float32, and need not be rounded
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(a.float(), b.float())

@@ -4,11 +4,13 @@ One step of training is gone through with tensors that have shapes but no elemen
 live at once in it are those that the real step needs.
 """
 
+import os
 import re
+import sys
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from data.batches import EVALUATED
+from data.cli import flag
 
 from . import attention, build, sizes
 from .machine import Machine
@@ -30,10 +33,13 @@ from .settings import Config
 SLACK = {"cpu": 1.35, "cuda": 1.15, "mps": 1.35}  # pieces that were freed and fit nothing add up
 CONTEXT = {"cpu": 0, "cuda": 500_000_000, "mps": 200_000_000}  # what a GPU keeps for itself
 GPUS = {  # dense 16-bit products a second with sums in float32, as NVIDIA states them
-    "V100": 125e12, "T4": 65e12, "A100": 312e12, "A10": 125e12, "L4": 121e12, "L40S": 362e12,
-    "H100": 989e12, "H200": 989e12, "B200": 2250e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
+    "V100-PCIE": 112e12, "V100": 125e12, "T4": 65e12, "A100": 312e12, "A10": 125e12, "L4": 121e12,
+    "L40S": 362e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
+    "B200": 2250e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
 }
-ENOUGH = 2**20  # tokens
+ENOUGH, LONG = 2**20, 256  # tokens of a step, and of a row but for attention, that tell of more
+MOST_PARTS = 1024  # of a batch, that are ever advised
+BEYOND = 2  # times the memory that there is: such a run is not begun
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -95,42 +101,54 @@ def estimate(
 ) -> Estimate:
     """What a run will need. separated: a row of its batches may hold several documents.
 
-    ValueError: sizes that do not go together, or more weights than this machine can hold.
+    ValueError: sizes that do not go together, or far more than this machine can hold.
     """
     parameters = count(config, vocab_size)
     weights = 4 * parameters
     holders = processes.world if config.shard else 1  # each of a part of the weights
-    if (least := 3 * weights // holders) > (there := total(machine)):  # with gradients and a mean
+    there = total(machine) // here(machine)
+    if (least := 3 * weights // holders) > there:  # with gradients and a mean
         raise ValueError(f"{parameters:,} parameters take at least {in_words(least)} to train, and "
-                         f"this machine has {in_words(there)}; lower --width or --layers.")
+                         f"there are {in_words(there)}; {smaller(config)}.")
     rows = max(1, config.batch_size // (config.accumulate * processes.world))
-    few = min(rows, max(1, ENOUGH // config.block_size))  # of an absurd batch some rows tell enough
-    step = go_through(config, vocab_size, few, separated, machine)
+    length = config.block_size
+    if config.model not in attention.STAGES:  # there all grows with the length as with the rows
+        length = min(length, LONG)
+    few = min(rows, max(1, ENOUGH // length))
+    scale = rows * config.block_size / (few * length)
+    step = go_through(config, vocab_size, few, length, separated, machine)
     copied = weights * (processes.world > 1 and not config.shard)  # what DDP sends
     averaged = weights * (config.average > 0)
     kept = (2 * weights + step.states + averaged) // holders + copied
     most = max(step.learning + step.states, step.stepping)
-    passing = (most - 2 * weights - step.states) * rows // few
+    passing = round((most - 2 * weights - step.states) * scale)
     passing = max(0, passing, step.judging - 2 * weights - step.states)
     memory = kept + round(SLACK[machine.kind] * passing) + CONTEXT[machine.kind]
     if machine.kind == "cpu":  # there, PyTorch and the text count too
         memory += psutil.Process().memory_info().rss
-    flops = step.flops / (few * config.block_size)
+    flops = step.flops / (few * length)
     mfu = flops / peak_flops(machine) / processes.world
-    return Estimate(parameters, memory, kept, flops, mfu)
+    expected = Estimate(parameters, memory, kept, flops, mfu)
+    if memory > BEYOND * there:
+        raise ValueError(f"the run would take {in_words(memory)} of memory, and there are "
+                         f"{in_words(there)}; {advice(expected, config, there, processes.world)}.")
+    return expected
 
 
 def go_through(
-    config: Config, vocab_size: int, rows: int, separated: bool, machine: Machine
+    config: Config, vocab_size: int, rows: int, length: int, separated: bool, machine: Machine
 ) -> Step:
-    """A step of so many rows, and a batch of an evaluation, without a number being computed."""
+    """A step of rows of that length, and a batch of an evaluation, without a number being computed.
+    """
+    place = machine.kind.replace("mps", "cpu")  # which tensors without elements know
+    machine = replace(machine, device=place)
     counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops})
     kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
-    with FakeTensorMode(), Alive() as alive, torch.device(machine.kind.replace("mps", "cpu")):
+    with FakeTensorMode(), Alive() as alive, torch.device(place):
         model = shapes_of(config, vocab_size, config.sizes)
         model.checkpointing = config.checkpointing
         optimizers = make_optimizers(model, kind, config.lr)
-        tokens = torch.zeros(rows, config.block_size, dtype=torch.long)
+        tokens = torch.zeros(rows, length, dtype=torch.long)
         batch = [tokens.clone() for _ in range(2 + separated)]
         for _ in range(min(2, config.accumulate)):  # the second part begins with gradients
             with counter, machine.autocast():
@@ -143,7 +161,7 @@ def go_through(
         stepping, states = alive.most, alive.bytes - before
         model.zero_grad(set_to_none=True)
         alive.most = alive.bytes
-        tokens = torch.zeros(max(1, EVALUATED // config.block_size), config.block_size).long()
+        tokens = torch.zeros(max(1, EVALUATED // length), length, dtype=torch.long)
         with torch.no_grad(), machine.autocast():
             model.eval().loss(*[tokens] * (2 + separated))
     return Step(learning, stepping, alive.most, states, 3 * counter.get_total_flops())
@@ -159,8 +177,8 @@ def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
     known = sizes(config.model)
     given = {name: value for name, value in given.items() if name in known}
     model = build(config.model, vocab_size, config.block_size, **given)
-    if config.model in attention.STAGES and config.attention != "triton":
-        attention.use(model, config.attention.replace("auto", "sdpa"))
+    if config.model in attention.STAGES:  # fused is fused
+        attention.use(model, "naive" if config.attention == "naive" else "sdpa")
     return model
 
 
@@ -180,7 +198,22 @@ def count(config: Config, vocab_size: int) -> int:
         return one + (layers - 1) * (two - one)  # each layer has as many
     except (RuntimeError, TypeError):  # a number of bytes that has no 64 bits
         raise ValueError("a model of these sizes has more weights than any machine can hold; "
-                         "lower --width or --block-size.") from None
+                         f"{smaller(config)}.") from None
+
+
+def smaller(config: Config) -> str:
+    """What to lower where the weights are too many."""
+    names = [name for name in ("width", "layers", "embed") if name in config.sizes]
+    if config.sizes.get("position") == "learned":
+        names.append("block_size")
+    if config.tokenizer == "bpe":
+        names.append("vocab_size")
+    return "lower " + " or ".join(map(flag, names)) if names else "take fewer tokens"
+
+
+def here(machine: Machine) -> int:
+    """How many processes of the run share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.kind == "cpu" else 1
 
 
 def total(machine: Machine) -> int:
@@ -196,9 +229,10 @@ def total(machine: Machine) -> int:
 def available(machine: Machine) -> int:
     """The bytes of memory that this process may have in all, with what it has now."""
     if machine.kind == "cuda":
-        return torch.cuda.mem_get_info(machine.device)[0]
+        taken = torch.cuda.memory_reserved(machine.device) + CONTEXT["cuda"]
+        return torch.cuda.mem_get_info(machine.device)[0] + taken
     mine = psutil.Process().memory_info().rss
-    return min(psutil.virtual_memory().available + mine, total(machine))
+    return min(psutil.virtual_memory().available // here(machine) + mine, total(machine))
 
 
 def most_used(machine: Machine) -> int:
@@ -213,25 +247,32 @@ def most_used(machine: Machine) -> int:
         return info.peak_wset
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def warning(expected: Estimate, config: Config, machine: Machine) -> str:
-    """That memory will be short, if so, and what to lower: that which takes the most of it."""
+def warning(expected: Estimate, config: Config, machine: Machine, world: int = 1) -> str:
+    """That memory will be short, if so, and what to do; or nothing."""
     if expected.memory <= (there := available(machine)):
         return ""
-    return (f"this may not fit: {in_words(there)} of memory are free; {advice(expected, config)}.")
+    what = advice(expected, config, there, world)
+    return f"this may not fit, as {in_words(there)} are free: {what}."
 
 
-def advice(expected: Estimate, config: Config) -> str:
-    if expected.kept > expected.memory / 2:
-        return "lower --width or --layers" + (", or take --optimizer=muon" * (
-            config.optimizer == "adamw"))
-    rows = config.batch_size
-    more = next((n for n in range(config.accumulate + 1, rows + 1) if rows % n == 0), 0)
-    ways = [f"--accumulate={more}"] * bool(more)
+def advice(expected: Estimate, config: Config, there: int, world: int = 1) -> str:
+    """What to lower, for a run to fit into so many bytes: that which takes the most of them."""
+    if expected.kept > min(there, expected.memory / 2):
+        muon = ", or take --optimizer=muon" * (config.optimizer == "adamw")
+        return smaller(config) + muon
+    rows = config.batch_size // world
+    passing = (expected.memory - expected.kept) * config.accumulate
+    least = passing / max(1, there - expected.kept)  # parts, for one of them to fit
+    parts = next((n for n in range(config.accumulate + 1, min(rows, MOST_PARTS) + 1)
+                  if rows % n == 0 and n >= least), 0)
+    ways = [f"--accumulate={parts}"] * bool(parts)
     ways += ["--checkpointing"] * (config.model == "gpt" and not config.checkpointing)
-    return f"try {' or '.join(ways)}, or lower --block-size" if ways else "lower --block-size"
+    ways = [f"try {' or '.join(ways)}"] * bool(ways)
+    return ", or ".join([*ways, "lower --batch-size or --block-size"])
 
 
 def in_words(size: float) -> str:
@@ -245,10 +286,12 @@ def peak_flops(machine: Machine) -> float:
     if machine.kind == "cuda" and machine.dtype != "float32":
         name = torch.cuda.get_device_name(machine.device)
         words = [known for known in GPUS if re.search(rf"\b{known}\b", name)]
-        if words:
+        if words and "Laptop" not in name:
             return GPUS[words[0]]
-    n = 1024 if machine.kind == "cpu" else 4096
-    a = torch.rand(n, n, device=machine.device, dtype=getattr(torch, machine.dtype))
+    n, dtype = 1024 if machine.kind == "cpu" else 4096, machine.dtype
+    if machine.kind == "cpu" and dtype == "float16":  # few CPUs multiply it, and the others crawl
+        dtype = "float32"
+    a = torch.rand(n, n, device=machine.device, dtype=getattr(torch, dtype))
     seconds = []
     for _ in range(4):
         began = time.perf_counter()

@@ -1,6 +1,7 @@
 """nanogpt/estimate.py: what a run is told to need is what it then needs."""
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -93,8 +94,26 @@ def test_memory_grows_with_the_batch_and_shrinks_with_its_parts(monkeypatch):
     assert passing(replace(c, checkpointing=True)) < 0.6 * passing(c)
     half = passing(replace(c, dtype="bfloat16"), machine=Machine("cpu", "bfloat16", False))
     assert half < 0.9 * passing(c)
+    monkeypatch.setattr(module, "BEYOND", math.inf)
     absurd = passing(replace(c, batch_size=10**9))  # told from a part of it, and at once
     assert absurd == pytest.approx(passing(c) * 10**9 / 2048, rel=0.1)
+
+
+@pytest.mark.parametrize("stage", ["rnn", "cnn", "mlp"])
+def test_long_rows_are_told_from_short_ones(stage, monkeypatch):
+    monkeypatch.setattr(module.psutil.Process, "memory_info", lambda self: FIXED)
+    c = config(stage, block_size=512, batch_size=64)
+    whole = expected(c)
+    monkeypatch.setattr(module, "LONG", 64)
+    part = expected(c)
+    assert part.memory == pytest.approx(whole.memory, rel=0.1)
+    assert part.flops == pytest.approx(whole.flops, rel=0.1)
+
+
+@pytest.mark.parametrize("stage", ["gpt", "lstm"])
+def test_a_batch_that_no_machine_holds_is_refused_at_once(stage):
+    with pytest.raises(ValueError, match="--batch-size"):
+        expected(config(stage, batch_size=10**9))
 
 
 class Fixed:
@@ -113,7 +132,7 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(sizes):
 
 
 def test_a_block_that_no_machine_holds_is_refused_at_once():
-    with pytest.raises(ValueError, match="lower --width"):
+    with pytest.raises(ValueError, match="lower .*--block-size"):
         expected(config(sizes=GPT2, block_size=10**12))
 
 
@@ -121,21 +140,30 @@ def test_the_user_is_warned_and_told_what_to_lower(monkeypatch):
     wanted = Estimate(10**6, 10**9, 10**8, 6e6, 0.1)
     monkeypatch.setattr(module, "available", lambda machine: 10**9)
     assert warning(wanted, config(), CPU) == ""
-    monkeypatch.setattr(module, "available", lambda machine: 9 * 10**8)
+    there = 9 * 10**8
+    monkeypatch.setattr(module, "available", lambda machine: there)
     said = warning(wanted, config(), CPU)
     assert "900 MB" in said and "--accumulate=2" in said and "--checkpointing" in said
-    assert "--checkpointing" not in advice(wanted, config("rnn"))
-    assert "--accumulate=4" in advice(wanted, config(accumulate=2))
-    assert "--accumulate" not in advice(wanted, config(batch_size=1))
+    rnn = config("rnn", nanogpt.sizes("rnn"))
+    assert "--checkpointing" not in advice(wanted, rnn, there)
+    assert "--accumulate=4" in advice(wanted, config(accumulate=2), there)
+    assert "--accumulate" not in advice(wanted, config(batch_size=1), there)
     large = replace(wanted, kept=9 * 10**8)
-    assert "--width" in advice(large, config()) and "muon" not in advice(large, config())
-    assert "--optimizer=muon" in advice(large, config(optimizer="adamw"))
+    gpt = config(sizes=GPT2)
+    assert "--width" in advice(large, gpt, there) and "muon" not in advice(large, gpt, there)
+    assert "--optimizer=muon" in advice(large, replace(gpt, optimizer="adamw"), there)
+    assert "--layers" not in advice(large, config("mlp", nanogpt.sizes("mlp")), there)
 
 
-def test_accumulating_as_advised_is_possible():
+@pytest.mark.parametrize("rows, world, there, parts", [
+    (9, 1, 9 * 10**8, 3),  # the least that divides the rows
+    (64, 1, 2 * 10**8, 16),  # and that fits: a ninth of what passes
+    (6, 2, 9 * 10**8, 3),  # and that divides each process's rows
+])
+def test_accumulating_as_advised_is_possible_and_enough(rows, world, there, parts):
     wanted = Estimate(10**6, 10**9, 10**8, 6e6, 0.1)
-    said = advice(wanted, config(batch_size=9))
-    assert "--accumulate=3" in said  # the least more that divides the rows
+    said = advice(wanted, config(batch_size=rows), there, world)
+    assert f"--accumulate={parts} " in said
 
 
 def test_bytes_in_words():
