@@ -76,16 +76,15 @@ def fit(
     train: list[tuple[str, tuple[int, ...]]], val: list[tuple[str, tuple[int, ...]]],
     classes: int, class_weights: Tensor | None = None, kinds: tuple[str, ...] = FEATURES,
 ) -> tuple[Regression, dict]:
-    """The regression, with features and decay of the weights chosen by accuracy on val.
+    """The regression, with features and decay of the weights chosen by accuracy on val, and then
+    fitted to both splits, for it has no other use for val.
 
     Each text with its labels. Of several labels each counts as an example. kinds: those of FEATURES
     to choose from. Returns what was chosen too. Minimised by L-BFGS (Liu & Nocedal 1989), from the
     strongest decay to the weakest.
     """
-    best, chosen = None, {}
-    pairs = [(i, label) for i, (_, labels) in enumerate(train) for label in labels]
-    rows = torch.tensor([i for i, _ in pairs])
-    targets = torch.tensor([label for _, label in pairs])
+    chosen: dict = {}
+    rows, targets = examples(train)
     with tqdm(total=len(kinds) * len(DECAYS), desc="n-grams", leave=False, delay=2,
               disable=None) as bar:
         for kind in kinds:
@@ -96,18 +95,30 @@ def fit(
                 weights = minimise(bags, rows, targets, weights, decay, class_weights)
                 predicted = logits(judged, weights).argmax(1).numpy()
                 right = np.mean(truth(predicted, [labels for _, labels in val]) == predicted)
-                if best is None or right > chosen["val_accuracy"]:
-                    best = Regression(counts, weights)
+                if not chosen or right > chosen["val_accuracy"]:
                     chosen = {"features": kind, "decay": decay, "val_accuracy": float(right)}
                 bar.update()
-    return best, chosen
+    texts = [text for text, _ in train + val]
+    counts = Counts(texts, chosen["features"])
+    weights = torch.zeros(len(counts.places) + 1, classes)
+    decay = chosen["decay"]
+    weights = minimise(counts(texts), *examples(train + val), weights, decay, class_weights, 300)
+    return Regression(counts, weights), chosen
 
 
-def minimise(bags, rows, targets, weights: Tensor, decay: float, class_weights) -> Tensor:
+def examples(split: list[tuple[str, tuple[int, ...]]]) -> tuple[Tensor, Tensor]:
+    """Each text, by its number, with each of its labels."""
+    pairs = [(i, label) for i, (_, labels) in enumerate(split) for label in labels]
+    return torch.tensor([i for i, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+
+def minimise(
+    bags, rows, targets, weights: Tensor, decay: float, class_weights, steps: int = 60
+) -> Tensor:
     """The weights that minimise the mean loss of the pairs and their own decayed squares."""
     weights = weights.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=60, history_size=10, tolerance_change=1e-7,
-                                  line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=steps, history_size=10,
+                                  tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()

@@ -362,6 +362,9 @@ def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, dict]:
     checkpoint = runs.load_checkpoint(source)
     if checkpoint["config"].get("finetune", {}).get("kind") != kind:
         raise ValueError(f"{run} is no run of finetune.{kind}.")
+    if checkpoint.get("merged"):
+        raise ValueError(f"{source} is what a run that has ended is used by; to go on it takes the "
+                         f"run's last.pt{', which is not there' * (path == run)}.")
     step = checkpoint["progress"]["step"]
     if steps is not None:
         if steps < step:

@@ -293,15 +293,17 @@ def main() -> None:
     if args.strings < 0 or args.seed < 0:
         raise ValueError("--strings and --seed must be at least 0.")
     saved = runs.load_checkpoint(args.run)["config"].get("finetune")
+    folder = args.run if args.run.is_dir() else args.run.parent
+    path = args.out or folder / f"evaluation-{args.test.stem}.json"
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for --out.")
     machine = choose(args.device)
     if saved and saved["kind"] == "classify":
         result, lines = score_labels(args, machine)
     else:
         result, lines = score_chat(args, machine)
-    folder = args.run if args.run.is_dir() else args.run.parent
-    path = args.out or folder / f"evaluation-{args.test.stem}.json"
-    runs.write_json(path, {"run": str(args.run), "test": str(args.test), **result})
     print("\n".join(lines))
+    runs.write_json(path, {"run": str(args.run), "test": str(args.test), **result})
     print(f"In {path}: all of it.")
 
 

@@ -111,8 +111,8 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
         warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
         lr=default_lr(optimizer, tune, config.sizes.get("width", 128)),
         weight_decay=max(0.1, config.weight_decay),
-        eval_every=max(1, steps // 20), patience=5, seed=0, device="auto", dtype="float32",
-        compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
+        eval_every=max(min(10, steps), steps // 20), patience=5, seed=0, device="auto",
+        dtype="float32", compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
         checkpointing=False, shard=False, attention="auto",
     )
     chosen = plain | defaults | chosen | {"block_size": config.block_size}

@@ -187,7 +187,7 @@ def from_csv(path: Path, content: str) -> list[tuple[str, dict]]:
     reader = csv.reader(io.StringIO(content), delimiter=delimiter, strict=True)
     rows = []
     try:
-        columns = next(reader)
+        columns = [column.strip() for column in next(reader)]
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
             if not cells:

@@ -705,6 +705,10 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
         one, other = (runs.load_checkpoint(run / name)["model"] for run in (whole, cut))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+    # best.pt is for use, not to go on from, and asking for it costs nothing
+    with pytest.raises(ValueError, match="last.pt"):
+        classify.resume_run(parse([f"--resume={whole / 'best.pt'}", "--steps=20"]))
+    assert (whole / "result.json").exists()
 
 
 def test_a_file_is_scored(sorter, reviews, command, tmp_path):
