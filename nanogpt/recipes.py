@@ -9,7 +9,7 @@ A bare --model=gpt takes "names" for lines and "tales" for text. Chosen on valid
 RECIPES = {
     "names": dict(
         model="gpt", data="names", arch="modern", layers=2, heads=4, width=96, dropout=0.1,
-        steps=2000, batch_size=128, lr=0.01, weight_decay=0.3,
+        steps=2000, batch_size=128, lr=0.005, weight_decay=0.3,
     ),
     "tales": dict(
         model="gpt", data="tales", arch="modern", size="nano", steps=2000, batch_size=32, lr=0.01,
