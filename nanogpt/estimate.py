@@ -161,7 +161,8 @@ def go_through(
         stepping, states = alive.most, alive.bytes - before
         model.zero_grad(set_to_none=True)
         alive.most = alive.bytes
-        tokens = torch.zeros(max(1, EVALUATED // length), length, dtype=torch.long)
+        judged = max(EVALUATED, config.block_size)  # at least a row
+        tokens = torch.zeros(max(1, judged // length), length, dtype=torch.long)
         with torch.no_grad(), machine.autocast():
             model.eval().loss(*[tokens] * (2 + separated))
     return Step(learning, stepping, alive.most, states, 3 * counter.get_total_flops())
