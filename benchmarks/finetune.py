@@ -22,7 +22,7 @@ import numpy as np
 import data
 from benchmarks.ladder import ROOT, SCRIPT, timed
 from data import cli, runs
-from finetune import baselines, classify, measures, pretrained, settings, tasks
+from finetune import baselines, classify, labelled, measures, pretrained, settings, tasks
 from nanogpt.machine import choose
 
 SHARES = (0.01, 0.1, 1.0)
@@ -74,7 +74,7 @@ def network(
     machine = choose("cpu")
     classifier, _ = classify.fit(begun, splits, config, run, about, machine,
                                  random=name.startswith("random"))
-    found = classify.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
+    found = labelled.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
     return measures.truth(found, splits["test"].labels) == found
 
 

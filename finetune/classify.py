@@ -5,34 +5,38 @@ shorter rows of a batch comes after that token, so the model, which looks back o
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
-import csv
-import io
 from argparse import Namespace
-from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import nn
 
 import data
 import nanogpt
 import sample
 import train
 from data import cli, runs
-from data.batches import items
 from data.cli import add
-from makemore.model import IGNORED, LanguageModel
-from nanogpt.evaluate import mean_loss, to_device
+from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import baselines, measures, settings, tasks
+from . import baselines, measures, report, settings, tasks
 from .adapt import Tuning, adapt, count, lr_shares, merge
+from .labelled import (
+    Classifier,
+    Encoded,
+    LabelBatches,
+    by_length,
+    class_weights,
+    default_balance,
+    encode,
+    notes_of,
+    probabilities,
+    sequence,
+)
 from .pretrained import (
     LONGEST,
     Pretrained,
@@ -44,175 +48,7 @@ from .pretrained import (
     seen_in_pretraining,
 )
 
-TOKENS = 16384  # of a batch that is only judged
 EPOCHS, MOST = 10, 3000  # of the texts, and steps, at most, if the user says nothing
-SKEWED = 10  # times the rarest label: a commoner one is weighed less
-
-
-class Classifier(nn.Module):
-    """A language model with a head for labels on its features: tokens (B, T) -> logits (., K)."""
-
-    def __init__(self, model: LanguageModel, classes: int, class_weights: Tensor | None = None):
-        """class_weights (K,): how much an example of each label counts, 1 on average."""
-        super().__init__()
-        self.model, self.replay = model, 0.0
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            width = model.features(torch.zeros(1, 1, dtype=torch.int64, device=device))[0].shape[2]
-        self.head = nn.Linear(width, classes, device=device)
-        nn.init.zeros_(self.head.weight)  # at first all labels are as likely
-        nn.init.zeros_(self.head.bias)
-        weights = torch.ones(classes) if class_weights is None else class_weights
-        self.register_buffer("class_weights", weights.to(device))
-
-    def forward(self, tokens: Tensor, at: Tensor) -> Tensor:
-        """Logits (N, K) at the N places where `at` (B, T) is true."""
-        x, _ = self.model.features(tokens)
-        return self.head(x[at])
-
-    def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:
-        """Mean nats of the labels, which stand in targets (B, T) where a text ends, else -1.
-
-        replayed: a batch of the pretraining text; its loss has the share self.replay.
-        """
-        at = targets != IGNORED
-        logits = self(tokens, at).float()
-        labels = targets[at]
-        nats = F.cross_entropy(logits, labels, self.class_weights, reduction="sum") / len(labels)
-        if not replayed:
-            return nats
-        return (1 - self.replay) * nats + self.replay * self.model.loss(*replayed)
-
-
-@dataclass
-class Encoded:
-    """A split in tokens. sequences: END and the text's tokens. labels: the right ones of each.
-
-    cut: how many texts were longer than the block, and lost their ends. unseen: how many have
-    characters that the tokenizer has never seen, and lost them.
-    """
-
-    sequences: list[list[int]]
-    labels: list[tuple[int, ...]]
-    cut: int = 0
-    unseen: int = 0
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Each text, by its number, with each of its labels."""
-        return [(i, label) for i, several in enumerate(self.labels) for label in several]
-
-
-def encode(
-    examples: list[tasks.Example], labels: list[str], tokenizer: data.Tokenizer, block_size: int
-) -> Encoded:
-    """ValueError: a text of which nothing is left."""
-    number = {label: i for i, label in enumerate(labels)}
-    encoded = Encoded([], [])
-    for example in examples:
-        ids, unseen = sequence(example.text, tokenizer)
-        encoded.cut += len(ids) > block_size
-        encoded.unseen += unseen > 0
-        encoded.sequences.append(ids[:block_size])
-        encoded.labels.append(tuple(number[label] for label in example.labels))
-    return encoded
-
-
-def sequence(text: str, tokenizer: data.Tokenizer) -> tuple[list[int], int]:
-    """END and the tokens of a text, and how many of its characters are unseen and left out.
-
-    ValueError: nothing is left.
-    """
-    ids, unseen = known_ids(tokenizer, text)
-    if not ids:
-        why = "the tokenizer of this run has never seen its characters" if text else "it is empty"
-        raise ValueError(f"the text {text[:40]!r} cannot be sorted: {why}.")
-    return [data.END, *ids], unseen
-
-
-def notes_of(encoded: Encoded, split: str, block_size: int) -> list[str]:
-    """What the user should be told of a split."""
-    notes, n = [], len(encoded.sequences)
-    if encoded.cut:
-        notes.append(f"{encoded.cut:,} of the {n:,} texts of {split} are longer than the block of "
-                     f"{block_size} tokens; their ends are cut off")
-    if encoded.unseen:
-        notes.append(f"{encoded.unseen:,} of the {n:,} texts of {split} have characters that the "
-                     "tokenizer of the run has never seen; these are left out")
-    return notes
-
-
-def padded(sequences: list[list[int]]) -> np.ndarray:
-    """Rows of tokens (B, T), END after those that are shorter."""
-    tokens = np.full((len(sequences), max(map(len, sequences))), data.END, dtype=np.int64)
-    for row, ids in zip(tokens, sequences):
-        row[:len(ids)] = ids
-    return tokens
-
-
-def batch_of(sequences: list[list[int]], labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """tokens, targets (B, T): the label stands at the last token of a text, else -1."""
-    tokens = padded(sequences)
-    targets = np.full_like(tokens, IGNORED)
-    targets[np.arange(len(tokens)), [len(ids) - 1 for ids in sequences]] = labels
-    return tokens, targets
-
-
-class LabelBatches:
-    """Batches of texts and labels, a function of (seed, step); perhaps with replayed text."""
-
-    def __init__(self, encoded: Encoded, batch_size: int, replay: Replay | None = None):
-        self.encoded, self.pairs = encoded, encoded.pairs
-        self.batch_size, self.replay = batch_size, replay
-
-    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
-        _, chosen = items(seed, step, self.batch_size, len(self.pairs))
-        batch = self.batch([self.pairs[i] for i in chosen])
-        return batch + (self.replay(seed, step) if self.replay else ())
-
-    def batch(self, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        return batch_of([self.encoded.sequences[i] for i, _ in pairs], [n for _, n in pairs])
-
-
-def by_length(lengths: list[int], most: int = TOKENS) -> list[list[int]]:
-    """Items in groups of about one length, the longest first, each of at most so many tokens."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
-
-
-@torch.inference_mode()
-def probabilities(
-    classifier: Classifier, sequences: list[list[int]], machine: Machine
-) -> np.ndarray:
-    """The probability of every label for each text, (N, K) float64. The classifier is in eval."""
-    assert not classifier.training
-    found = np.zeros((len(sequences), classifier.head.out_features))
-    groups = by_length([len(ids) for ids in sequences])
-    for group in tqdm(groups, "sorting", leave=False, delay=2, disable=None):
-        batch = batch_of([sequences[i] for i in group], [0] * len(group))
-        tokens, targets = to_device(batch, machine.device)
-        with machine.autocast():
-            logits = classifier(tokens, targets != IGNORED)
-        found[group] = logits.double().softmax(1).cpu().numpy()
-    return found
-
-
-def class_weights(labels: list[tuple[int, ...]], classes: int, balance: float) -> Tensor:
-    """(K,): a label's count to the power -balance, so that an example counts 1 on average."""
-    counts = Counter(label for several in labels for label in several)
-    numbers = torch.tensor([counts[label] for label in range(classes)], dtype=torch.float64)
-    weights = numbers.clamp(min=1) ** -balance
-    return (weights * numbers.sum() / (weights * numbers).sum()).float()
-
-
-def default_balance(labels: list[tuple[int, ...]]) -> float:
-    """0.5 for a skewed set, else 0."""
-    counts = Counter(label for several in labels for label in several).values()
-    return 0.5 if max(counts) > SKEWED * min(counts) else 0.0
 
 
 # A run
@@ -425,14 +261,15 @@ def carry_out(
     }
     matrix = measures.confusion(
         measures.truth(found.argmax(1), splits["test"].labels), found.argmax(1), len(task.labels))
-    report = "\n".join([table(rows), "", forgetting(before, after), "", confused(matrix, task)])
+    said = "\n".join([report.table(rows), "", report.forgetting(before, after), "",
+                      report.confused(matrix, task)])
     runs.write_json(run / "result.json", result)
-    runs.write(run / "report.txt", report + "\n")
-    runs.write(run / "confusion.csv", as_csv(matrix, task.labels))
-    runs.write(run / "samples.txt", samples(task, found))
-    plot_confusion(matrix, task, run)
+    runs.write(run / "report.txt", said + "\n")
+    runs.write(run / "confusion.csv", report.as_csv(matrix, task.labels))
+    runs.write(run / "samples.txt", report.samples(task, found))
+    report.plot_confusion(matrix, task, run)
     runs.plot(run)
-    print(f"\n{report}\n\nIn {run}: result.json, report.txt, confusion.png and .csv, samples.txt, "
+    print(f"\n{said}\n\nIn {run}: result.json, report.txt, confusion.png and .csv, samples.txt, "
           f"loss.png. Try it: python sample.py --run={run} --classify TEXT")
 
 
@@ -594,75 +431,6 @@ def from_random(
         rate = settings.default_lr(optimizer, "all", width)
         config = replace(config, optimizer=optimizer, lr=rate)
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
-
-
-def table(rows: dict[str, dict]) -> str:
-    """accuracy and macro F1 of each row, in percent, with 95% intervals."""
-    def cell(row: dict, name: str) -> str:
-        low, high = row[f"{name}_interval"]
-        return f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
-
-    width = max(map(len, rows))
-    lines = [f"{'on test, 95% intervals':<{width}}  {'accuracy':<26}  macro F1"]
-    for name, row in rows.items():
-        lines.append(f"{name:<{width}}  {cell(row, 'accuracy'):<26}  {cell(row, 'macro_f1')}")
-    return "\n".join(lines)
-
-
-def forgetting(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return "loss on the pretraining text: not to be had, for the text is not"
-    return (f"loss on the pretraining text, nats per token: {before:.4f} before, {after:.4f} after "
-            "finetuning")
-
-
-def confused(matrix: np.ndarray, task: tasks.Task) -> str:
-    """The confusion matrix as a table: a row for each true label."""
-    width = max(map(len, task.labels))
-    size = max(4, len(str(matrix.max())))
-    head = " ".join(label[:size].rjust(size) for label in task.labels)
-    lines = ["rows: the right label; columns: what it was taken for", " " * width + " " + head]
-    for label, row in zip(task.labels, matrix):
-        lines.append(f"{label:<{width}} " + " ".join(f"{n:>{size}}" if n else
-                                                     "·".rjust(size) for n in row))
-    return "\n".join(lines)
-
-
-def as_csv(matrix: np.ndarray, labels: list[str]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["right \\ taken for", *labels])
-    writer.writerows([label, *row] for label, row in zip(labels, matrix.tolist()))
-    return buffer.getvalue()
-
-
-def plot_confusion(matrix: np.ndarray, task: tasks.Task, run: Path) -> None:
-    """confusion.png: each row in shares of its label."""
-    side = max(4.5, 0.32 * len(task.labels) + 2)
-    figure = runs.new_figure(side, side)
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    places = range(len(task.labels))
-    shown = [label.replace("$", r"\$") for label in task.labels]
-    axes.set_xticks(places, shown, rotation=90)
-    axes.set_yticks(places, shown)
-    axes.set(xlabel="taken for", ylabel="right label")
-    for i, j in np.argwhere(matrix):
-        color = "white" if shares[i, j] > 0.5 else "black"
-        axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=color)
-    axes.set_title(run.name, parse_math=False)
-    runs.save_figure(figure, run / "confusion.png")
-
-
-def samples(task: tasks.Task, found: np.ndarray, number: int = 20) -> str:
-    """Some test texts, what they were taken for, and what is right."""
-    lines = []
-    for example, row in list(zip(task.splits["test"], found))[:number]:
-        label = task.labels[int(row.argmax())]
-        mark = "" if label in example.labels else f"  (right: {', '.join(example.labels)})"
-        lines.append(f"{row.max():4.0%} {label}{mark}: {' '.join(example.text.split())[:60]}")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from makemore.model import IGNORED, LanguageModel
 from nanogpt.evaluate import to_device
 from nanogpt.machine import DEVICES, Machine, choose
 
-from . import baselines, chat, classify, measures, strings, tasks
+from . import baselines, chat, classify, labelled, measures, report, strings, tasks
 from .chat import Conversation, question
 from .pretrained import place
 
@@ -216,7 +216,7 @@ def answer_loss(
     tokenizers."""
     nats = tokens = characters = 0.0
     chunks = [chat.encode(talk, tokenizer, block_size) for talk in talks]
-    groups = classify.by_length([len(chunk.inputs) for chunk in chunks])
+    groups = labelled.by_length([len(chunk.inputs) for chunk in chunks])
     for group in tqdm(groups, "loss of true answers", leave=False, delay=2, disable=None):
         longest = max(len(chunks[i].inputs) for i in group)
         batch = chat.arrays([[chunks[i]] for i in group], longest)
@@ -321,20 +321,20 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str]]:
     examples = tasks.read_examples(args.test, text, label, parted=finetune["task"] == "origin")
     labels = finetune["labels"]
     tasks.check_labels(labels, examples, str(args.test))
-    encoded = classify.encode(examples, labels, tokenizer, saved["block_size"])
-    found = classify.probabilities(classifier, encoded.sequences, machine)
+    encoded = labelled.encode(examples, labels, tokenizer, saved["block_size"])
+    found = labelled.probabilities(classifier, encoded.sequences, machine)
     rows = {"finetuned": measures.judge(found.argmax(1), encoded.labels, len(labels))}
     common = baselines.majority(encoded.labels, len(examples))
     rows["commonest label here"] = measures.judge(common, encoded.labels, len(labels))
     true = measures.truth(found.argmax(1), encoded.labels)
     matrix = measures.confusion(true, found.argmax(1), len(labels))
     task = tasks.Task(finetune["name"], labels, {"test": examples})
-    notes = classify.notes_of(encoded, args.test.name, saved["block_size"])
+    notes = labelled.notes_of(encoded, args.test.name, saved["block_size"])
     result = {"kind": "classify", "texts": len(examples), "cut": encoded.cut,
               "unseen": encoded.unseen, **rows["finetuned"], "labels": labels,
               "confusion": matrix.tolist()}
-    lines = [*(f"note: {note}" for note in notes), classify.table(rows), "",
-             classify.confused(matrix, task)]
+    lines = [*(f"note: {note}" for note in notes), report.table(rows), "",
+             report.confused(matrix, task)]
     return result, lines
 
 

@@ -24,7 +24,7 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import chat, classify, evaluate, settings, strings, tasks
+from . import chat, classify, evaluate, labelled, settings, strings, tasks
 from .adapt import Tuning, adapt, count, lr_shares
 from .chat import Chunk, Conversation
 from .pretrained import (
@@ -36,6 +36,7 @@ from .pretrained import (
     pretraining_loss,
     seen_in_pretraining,
 )
+from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
 STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
@@ -231,7 +232,7 @@ def carry_out(
     seen = seen_in_pretraining(pretrained, [tale["text"] for tale in items.tales])
     report = ["before finetuning:", *evaluate.summary(before[0]), "", "after:",
               *evaluate.summary(after[0]), "",
-              classify.forgetting(result["pretraining_loss_before"], lm_loss)]
+              forgetting(result["pretraining_loss_before"], lm_loss)]
     if seen:
         report.append(f"{seen:,} of the test tales stand in the text that was pretrained on, which "
                       "flatters")
@@ -295,7 +296,7 @@ def fit(
         rows["train"], config.block_size, config.batch_size - replayed - strings_alone,
         None if own else fresh, replay, strings_alone,
     )
-    at_once = max(1, classify.TOKENS // config.block_size)
+    at_once = max(1, labelled.TOKENS // config.block_size)
     groups = [chat.arrays(rows["val"][i:i + at_once], config.block_size)
               for i in range(0, len(rows["val"]), at_once)]
 

@@ -27,6 +27,7 @@ from finetune import (
     classify,
     evaluate,
     instruct,
+    labelled,
     measures,
     pretrained,
     strings,
@@ -275,10 +276,10 @@ def test_own_splits_keep_equal_texts_together_and_every_label_in_training(tmp_pa
 @pytest.mark.parametrize("stage", STAGES)
 @torch.no_grad()
 def test_padding_is_never_seen(stage):
-    classifier = classify.Classifier(build(stage), 5).double().eval()
+    classifier = labelled.Classifier(build(stage), 5).double().eval()
     torch.nn.init.normal_(classifier.head.weight)
     sequences = [[END, 5, 6, 7], [END, 8], [END, *range(4, 15)]]
-    together, targets = map(torch.from_numpy, classify.batch_of(sequences, [0, 1, 2]))
+    together, targets = map(torch.from_numpy, labelled.batch_of(sequences, [0, 1, 2]))
     other = torch.where((together == END) & (torch.arange(12) > 0), 9, together)
     logits = classifier(together, targets != IGNORED)
     assert torch.equal(logits, classifier(other, targets != IGNORED))
@@ -289,9 +290,9 @@ def test_padding_is_never_seen(stage):
 
 def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
     weights = torch.tensor([0.5, 1.0, 2.0])
-    classifier = classify.Classifier(build("gpt"), 3, weights)
+    classifier = labelled.Classifier(build("gpt"), 3, weights)
     torch.nn.init.normal_(classifier.head.weight)
-    batch = classify.batch_of([[END, 5], [END, 6, 7], [END, 9], [END, 4, 4, 4]], [0, 2, 1, 2])
+    batch = labelled.batch_of([[END, 5], [END, 6, 7], [END, 9], [END, 4, 4, 4]], [0, 2, 1, 2])
     batch = list(map(torch.from_numpy, batch))
     logits = classifier(batch[0], batch[1] != IGNORED).log_softmax(1)
     expected = -sum(weights[k] * logits[row, k] for row, k in enumerate([0, 2, 1, 2])) / 4
@@ -301,8 +302,8 @@ def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
 
 
 def test_replay_has_its_share_of_the_loss():
-    classifier = classify.Classifier(build("gpt"), 3)
-    batch = list(map(torch.from_numpy, classify.batch_of([[END, 5], [END, 6, 7]], [0, 2])))
+    classifier = labelled.Classifier(build("gpt"), 3)
+    batch = list(map(torch.from_numpy, labelled.batch_of([[END, 5], [END, 6, 7]], [0, 2])))
     text = [tokens(2, 8), tokens(2, 8, seed=2), torch.zeros(2, 8, dtype=torch.int64)]
     classifier.replay = 0.25
     expected = 0.75 * classifier.loss(*batch) + 0.25 * classifier.model.loss(*text)
@@ -311,18 +312,18 @@ def test_replay_has_its_share_of_the_loss():
 
 def test_class_weights_are_one_on_average():
     labels = [(0,)] * 90 + [(1,)] * 9 + [(2,)]
-    weights = classify.class_weights(labels, 3, 1.0)
+    weights = labelled.class_weights(labels, 3, 1.0)
     assert np.mean([weights[k].item() for (k,) in labels]) == pytest.approx(1)
     assert (weights * torch.tensor([90, 9, 1])).tolist() == pytest.approx([100 / 3] * 3)
-    assert classify.class_weights(labels, 3, 0.0).tolist() == [1, 1, 1]
-    assert classify.default_balance(labels) > 0 == classify.default_balance(labels[85:99])
+    assert labelled.class_weights(labels, 3, 0.0).tolist() == [1, 1, 1]
+    assert labelled.default_balance(labels) > 0 == labelled.default_balance(labels[85:99])
 
 
 def test_batches_follow_from_seed_and_step():
-    encoded = classify.Encoded([[END, n] for n in range(4, 14)], [(n % 3, 2) for n in range(10)])
-    batches = classify.LabelBatches(encoded, 5)
+    encoded = labelled.Encoded([[END, n] for n in range(4, 14)], [(n % 3, 2) for n in range(10)])
+    batches = labelled.LabelBatches(encoded, 5)
     first = [batches(1, step) for step in range(4)]
-    again = [classify.LabelBatches(encoded, 5)(1, step) for step in (3, 2, 1, 0)][::-1]
+    again = [labelled.LabelBatches(encoded, 5)(1, step) for step in (3, 2, 1, 0)][::-1]
     for a, b in zip(first, again):
         assert all(map(np.array_equal, a, b))
     seen = Counter(zip(*(np.concatenate([b[i][:, 1] for b in first]).tolist() for i in (0, 1))))
@@ -404,7 +405,7 @@ def test_special_rows_change_no_other_token():
 
 
 def test_layer_wise_rates():
-    classifier = classify.Classifier(build("gpt"), 3)
+    classifier = labelled.Classifier(build("gpt"), 3)
     shares = adapt.lr_shares(classifier, 2, 0.5)
     assert shares["model.layers.1.mlp.up.weight"] == 0.5
     assert shares["model.layers.0.mlp.up.weight"] == 0.25
@@ -686,14 +687,14 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
              *more]
     parse = classify.make_parser().parse_args
     whole = classify.new_run(parse([*flags_for(reviews, base, tmp_path / "whole"), *flags]))
-    usual = classify.LabelBatches.__call__
+    usual = labelled.LabelBatches.__call__
 
     def stop(self, seed, step):
         if step == 5:
             raise KeyboardInterrupt
         return usual(self, seed, step)
 
-    monkeypatch.setattr(classify.LabelBatches, "__call__", stop)
+    monkeypatch.setattr(labelled.LabelBatches, "__call__", stop)
     with pytest.raises(train.Stopped, match="finetune.classify --resume"):
         classify.new_run(parse([*flags_for(reviews, base, tmp_path / "cut"), *flags]))
     # what it has learned so far can be used already

@@ -1,0 +1,188 @@
+"""A language model with a head for labels, and texts with labels as its batches."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import data
+from data.batches import items
+from makemore.model import IGNORED, LanguageModel
+from nanogpt.evaluate import to_device
+from nanogpt.machine import Machine
+
+from . import tasks
+from .pretrained import Replay, known_ids
+
+TOKENS = 16384  # of a batch that is only judged
+SKEWED = 10  # times the rarest label: a commoner one is weighed less
+
+
+class Classifier(nn.Module):
+    """A language model with a head for labels on its features: tokens (B, T) -> logits (., K)."""
+
+    def __init__(self, model: LanguageModel, classes: int, class_weights: Tensor | None = None):
+        """class_weights (K,): how much an example of each label counts, 1 on average."""
+        super().__init__()
+        self.model, self.replay = model, 0.0
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            width = model.features(torch.zeros(1, 1, dtype=torch.int64, device=device))[0].shape[2]
+        self.head = nn.Linear(width, classes, device=device)
+        nn.init.zeros_(self.head.weight)  # at first all labels are as likely
+        nn.init.zeros_(self.head.bias)
+        weights = torch.ones(classes) if class_weights is None else class_weights
+        self.register_buffer("class_weights", weights.to(device))
+
+    def forward(self, tokens: Tensor, at: Tensor) -> Tensor:
+        """Logits (N, K) at the N places where `at` (B, T) is true."""
+        x, _ = self.model.features(tokens)
+        return self.head(x[at])
+
+    def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:
+        """Mean nats of the labels, which stand in targets (B, T) where a text ends, else -1.
+
+        replayed: a batch of the pretraining text; its loss has the share self.replay.
+        """
+        at = targets != IGNORED
+        logits = self(tokens, at).float()
+        labels = targets[at]
+        nats = F.cross_entropy(logits, labels, self.class_weights, reduction="sum") / len(labels)
+        if not replayed:
+            return nats
+        return (1 - self.replay) * nats + self.replay * self.model.loss(*replayed)
+
+
+@dataclass
+class Encoded:
+    """A split in tokens. sequences: END and the text's tokens. labels: the right ones of each.
+
+    cut: how many texts were longer than the block, and lost their ends. unseen: how many have
+    characters that the tokenizer has never seen, and lost them.
+    """
+
+    sequences: list[list[int]]
+    labels: list[tuple[int, ...]]
+    cut: int = 0
+    unseen: int = 0
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Each text, by its number, with each of its labels."""
+        return [(i, label) for i, several in enumerate(self.labels) for label in several]
+
+
+def encode(
+    examples: list[tasks.Example], labels: list[str], tokenizer: data.Tokenizer, block_size: int
+) -> Encoded:
+    """ValueError: a text of which nothing is left."""
+    number = {label: i for i, label in enumerate(labels)}
+    encoded = Encoded([], [])
+    for example in examples:
+        ids, unseen = sequence(example.text, tokenizer)
+        encoded.cut += len(ids) > block_size
+        encoded.unseen += unseen > 0
+        encoded.sequences.append(ids[:block_size])
+        encoded.labels.append(tuple(number[label] for label in example.labels))
+    return encoded
+
+
+def sequence(text: str, tokenizer: data.Tokenizer) -> tuple[list[int], int]:
+    """END and the tokens of a text, and how many of its characters are unseen and left out.
+
+    ValueError: nothing is left.
+    """
+    ids, unseen = known_ids(tokenizer, text)
+    if not ids:
+        why = "the tokenizer of this run has never seen its characters" if text else "it is empty"
+        raise ValueError(f"the text {text[:40]!r} cannot be sorted: {why}.")
+    return [data.END, *ids], unseen
+
+
+def notes_of(encoded: Encoded, split: str, block_size: int) -> list[str]:
+    """What the user should be told of a split."""
+    notes, n = [], len(encoded.sequences)
+    if encoded.cut:
+        notes.append(f"{encoded.cut:,} of the {n:,} texts of {split} are longer than the block of "
+                     f"{block_size} tokens; their ends are cut off")
+    if encoded.unseen:
+        notes.append(f"{encoded.unseen:,} of the {n:,} texts of {split} have characters that the "
+                     "tokenizer of the run has never seen; these are left out")
+    return notes
+
+
+def padded(sequences: list[list[int]]) -> np.ndarray:
+    """Rows of tokens (B, T), END after those that are shorter."""
+    tokens = np.full((len(sequences), max(map(len, sequences))), data.END, dtype=np.int64)
+    for row, ids in zip(tokens, sequences):
+        row[:len(ids)] = ids
+    return tokens
+
+
+def batch_of(sequences: list[list[int]], labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """tokens, targets (B, T): the label stands at the last token of a text, else -1."""
+    tokens = padded(sequences)
+    targets = np.full_like(tokens, IGNORED)
+    targets[np.arange(len(tokens)), [len(ids) - 1 for ids in sequences]] = labels
+    return tokens, targets
+
+
+class LabelBatches:
+    """Batches of texts and labels, a function of (seed, step); perhaps with replayed text."""
+
+    def __init__(self, encoded: Encoded, batch_size: int, replay: Replay | None = None):
+        self.encoded, self.pairs = encoded, encoded.pairs
+        self.batch_size, self.replay = batch_size, replay
+
+    def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
+        _, chosen = items(seed, step, self.batch_size, len(self.pairs))
+        batch = self.batch([self.pairs[i] for i in chosen])
+        return batch + (self.replay(seed, step) if self.replay else ())
+
+    def batch(self, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        return batch_of([self.encoded.sequences[i] for i, _ in pairs], [n for _, n in pairs])
+
+
+def by_length(lengths: list[int], most: int = TOKENS) -> list[list[int]]:
+    """Items in groups of about one length, the longest first, each of at most so many tokens."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+@torch.inference_mode()
+def probabilities(
+    classifier: Classifier, sequences: list[list[int]], machine: Machine
+) -> np.ndarray:
+    """The probability of every label for each text, (N, K) float64. The classifier is in eval."""
+    assert not classifier.training
+    found = np.zeros((len(sequences), classifier.head.out_features))
+    groups = by_length([len(ids) for ids in sequences])
+    for group in tqdm(groups, "sorting", leave=False, delay=2, disable=None):
+        batch = batch_of([sequences[i] for i in group], [0] * len(group))
+        tokens, targets = to_device(batch, machine.device)
+        with machine.autocast():
+            logits = classifier(tokens, targets != IGNORED)
+        found[group] = logits.double().softmax(1).cpu().numpy()
+    return found
+
+
+def class_weights(labels: list[tuple[int, ...]], classes: int, balance: float) -> Tensor:
+    """(K,): a label's count to the power -balance, so that an example counts 1 on average."""
+    counts = Counter(label for several in labels for label in several)
+    numbers = torch.tensor([counts[label] for label in range(classes)], dtype=torch.float64)
+    weights = numbers.clamp(min=1) ** -balance
+    return (weights * numbers.sum() / (weights * numbers).sum()).float()
+
+
+def default_balance(labels: list[tuple[int, ...]]) -> float:
+    """0.5 for a skewed set, else 0."""
+    counts = Counter(label for several in labels for label in several).values()
+    return 0.5 if max(counts) > SKEWED * min(counts) else 0.0
