@@ -29,42 +29,51 @@ ROLES = ("user", "assistant")
 
 @dataclass
 class Conversation:
-    """messages: what user and assistant say in turn, the user first. kind: for the reports."""
+    """messages: what user and assistant say in turn, the user first. kind: for the reports.
+
+    where: the file and line that it stands in, if there is one.
+    """
 
     messages: list[str]
     kind: str = ""
+    where: str = field(default="", compare=False)
 
 
 @dataclass
 class Chunk:
     """A conversation in tokens: inputs and targets (T,), the target -1 where nothing is learned.
 
-    cut: tokens that were taken out, for it was longer than a row. unseen: characters left out.
+    cut: tokens that were taken out, for it was longer than a row. unseen: characters left out;
+    lowered: capitals that became small letters.
     """
 
     inputs: list[int]
     targets: list[int]
     cut: int = 0
     unseen: int = 0
+    lowered: int = 0
 
 
 def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -> Chunk:
     """A conversation as at most `length` inputs and their targets.
 
     Of one that is too long the first message of the user loses its beginning, and if that is not
-    enough, the end is cut off.
+    enough, the end is cut off. ValueError: a message in a file of which nothing is left.
     """
-    parts, unseen = [], 0
+    parts, unseen, lowered = [], 0, 0
     for message in conversation.messages:
-        ids, missing = known_ids(tokenizer, message)
+        ids, *changed = known_ids(tokenizer, message)
+        if not ids and conversation.where:
+            raise ValueError(f"{conversation.where}: the tokenizer of this run has never seen a "
+                             f"character of {message[:40]!r}.")
         parts.append(ids)
-        unseen += missing
+        unseen, lowered = unseen + changed[0], lowered + changed[1]
     excess = max(0, sum(map(len, parts)) + turns(len(parts)) - 1 - length)
     spare = min(excess, max(0, len(parts[0]) - 1))
     parts[0] = parts[0][spare:]
     ids, learned = layout(parts)
     targets = [token if counts else IGNORED for token, counts in zip(ids[1:], learned[1:])]
-    return Chunk(ids[:-1][:length], targets[:length], excess, unseen)
+    return Chunk(ids[:-1][:length], targets[:length], excess, unseen, lowered)
 
 
 def turns(messages: int) -> int:
@@ -92,7 +101,7 @@ def question(
     many are cut off so that there are no more than `most`: of the first message its beginning, and
     if that is not enough, all but the last ones."""
     assert len(messages) % 2
-    parts = [known_ids(tokenizer, message)[0] for message in messages]
+    parts = [known_ids(tokenizer, message).ids for message in messages]
     excess = max(0, len(layout(parts)[0]) + 1 - most) if most else 0
     parts[0] = parts[0][min(excess, max(0, len(parts[0]) - 1)):]
     ids = [*layout(parts)[0], ASSISTANT]
@@ -175,14 +184,14 @@ def read(path: Path) -> list[Conversation]:
     found = []
     for where, row in tasks.read_rows(path):
         if "messages" in row:
-            found.append(Conversation(check_messages(row["messages"], where), "own"))
+            found.append(Conversation(check_messages(row["messages"], where), "own", where))
             continue
         pair = [row.get("prompt"), row.get("response")]
         if not all(isinstance(text, str) and text.strip() for text in pair):
             has = ", ".join(row) or "none"
             raise ValueError(f'{where}: expected "prompt" and "response", or "messages", each with '
                              f"text in it; it has the keys {has}.")
-        found.append(Conversation(pair, "own"))
+        found.append(Conversation(pair, "own", where))
     return found
 
 
@@ -270,7 +279,7 @@ class Talk:
 
     def say(self, text: str, length: int) -> Iterator[str]:
         """Answer, piece by piece, in at most so many tokens. ValueError: nothing to answer."""
-        ids, _ = known_ids(self.tokenizer, text)
+        ids = known_ids(self.tokenizer, text).ids
         if not ids:
             raise ValueError("there is nothing to answer: the text is empty, or the run has never "
                              "seen its characters.")

@@ -33,6 +33,7 @@ from .labelled import (
     class_weights,
     default_balance,
     encode,
+    note_of_capitals,
     notes_of,
     probabilities,
     sequence,
@@ -163,6 +164,7 @@ def encode_splits(task: tasks.Task, pretrained: Pretrained) -> dict[str, Encoded
     notes = [*task.notes, pretrained.note] if pretrained.note else list(task.notes)
     for split, encoded in splits.items():
         notes += notes_of(encoded, split, size)
+    notes += note_of_capitals(sum(encoded.lowered for encoded in splits.values()), "texts")
     seen = seen_in_pretraining(pretrained, [e.text for e in task.splits["test"]])
     if seen:
         notes.append(f"{seen:,} of the {len(task.splits['test']):,} test texts stand in the text "
@@ -376,10 +378,12 @@ def assign(
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """Every label with its probability, the likeliest first, and what the user should know."""
     labels, size = saved["finetune"]["labels"], saved["block_size"]
-    ids, unseen = sequence(text.strip(), tokenizer)
+    ids, unseen, lowered = sequence(text.strip(), tokenizer)
     notes = []
     if unseen:
         notes.append(f"{unseen} characters that the run has never seen are left out")
+    if lowered:
+        notes.append(f"{lowered} capitals that the run has never seen are read as small letters")
     if len(ids) > size:
         notes.append(f"the text has {len(ids) - size} tokens more than the block of {size}; they "
                      "are cut off at its end")

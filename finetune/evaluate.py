@@ -330,6 +330,7 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str]]:
     matrix = measures.confusion(true, found.argmax(1), len(labels))
     task = tasks.Task(finetune["name"], labels, {"test": examples})
     notes = labelled.notes_of(encoded, args.test.name, saved["block_size"])
+    notes += labelled.note_of_capitals(encoded.lowered, "texts")
     result = {"kind": "classify", "texts": len(examples), "cut": encoded.cut,
               "unseen": encoded.unseen, **rows["finetuned"], "labels": labels,
               "confusion": matrix.tolist()}
@@ -384,7 +385,8 @@ def notes_of_items(found: Items, tokenizer: data.Tokenizer, size: int) -> list[s
     if n := sum(chunk.unseen > 0 for chunk in chunks):
         notes.append(f"note: {n:,} of {len(chunks):,} have characters that the run has never seen; "
                      "these are left out")
-    return notes
+    capitals = labelled.note_of_capitals(sum(chunk.lowered > 0 for chunk in chunks), "of them")
+    return notes + [f"note: {note}" for note in capitals]
 
 
 if __name__ == "__main__":

@@ -149,11 +149,12 @@ def encode(
 ) -> tuple[dict[str, list[list[Chunk]]], list[str]]:
     """The rows of train and val, and what the user should be told. ValueError: a tokenizer that has
     not seen these characters, or nothing that could be learned."""
-    size, rows, notes = pretrained.config.block_size, {}, []
+    size, rows, notes, lowered = pretrained.config.block_size, {}, [], 0
     for split in ("train", "val"):
         chunks = [chat.encode(talk, pretrained.tokenizer, size) for talk in found[split]]
         characters = sum(len(text) for talk in found[split] for text in talk.messages)
         unseen = sum(chunk.unseen for chunk in chunks)
+        lowered += sum(chunk.lowered > 0 for chunk in chunks)
         if unseen > UNSEEN * characters:
             raise ValueError(f"the tokenizer of {pretrained.path} has never seen {unseen:,} of the "
                              f"{characters:,} characters to learn from; begin with a run that was "
@@ -172,7 +173,7 @@ def encode(
             raise ValueError(f"no conversation of {split} has an answer within {size} tokens; give "
                              "a larger --block-size.")
         rows[split] = chat.pack(learned, size)
-    return rows, notes
+    return rows, notes + labelled.note_of_capitals(lowered, "conversations")
 
 
 def resume_run(args: Namespace) -> Path:

@@ -16,7 +16,7 @@ from nanogpt.evaluate import to_device
 from nanogpt.machine import Machine
 
 from . import tasks
-from .pretrained import Replay, known_ids
+from .pretrained import Known, Replay, known_ids
 
 TOKENS = 16384  # of a batch that is only judged
 SKEWED = 10  # times the rarest label: a commoner one is weighed less
@@ -62,13 +62,15 @@ class Encoded:
     """A split in tokens. sequences: END and the text's tokens. labels: the right ones of each.
 
     cut: how many texts were longer than the block, and lost their ends. unseen: how many have
-    characters that the tokenizer has never seen, and lost them.
+    characters that the tokenizer has never seen, and lost them; lowered: or capitals that became
+    small letters.
     """
 
     sequences: list[list[int]]
     labels: list[tuple[int, ...]]
     cut: int = 0
     unseen: int = 0
+    lowered: int = 0
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -79,28 +81,32 @@ class Encoded:
 def encode(
     examples: list[tasks.Example], labels: list[str], tokenizer: data.Tokenizer, block_size: int
 ) -> Encoded:
-    """ValueError: a text of which nothing is left."""
+    """ValueError: a text of which nothing is left, with where it stands in a file."""
     number = {label: i for i, label in enumerate(labels)}
     encoded = Encoded([], [])
     for example in examples:
-        ids, unseen = sequence(example.text, tokenizer)
+        try:
+            ids, unseen, lowered = sequence(example.text, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{example.where}: {error}" if example.where else error) from None
         encoded.cut += len(ids) > block_size
         encoded.unseen += unseen > 0
+        encoded.lowered += lowered > 0
         encoded.sequences.append(ids[:block_size])
         encoded.labels.append(tuple(number[label] for label in example.labels))
     return encoded
 
 
-def sequence(text: str, tokenizer: data.Tokenizer) -> tuple[list[int], int]:
-    """END and the tokens of a text, and how many of its characters are unseen and left out.
+def sequence(text: str, tokenizer: data.Tokenizer) -> Known:
+    """END and the tokens of a text, and what became of its unseen characters.
 
     ValueError: nothing is left.
     """
-    ids, unseen = known_ids(tokenizer, text)
+    ids, *changed = known_ids(tokenizer, text)
     if not ids:
         why = "the tokenizer of this run has never seen its characters" if text else "it is empty"
         raise ValueError(f"the text {text[:40]!r} cannot be sorted: {why}.")
-    return [data.END, *ids], unseen
+    return Known([data.END, *ids], *changed)
 
 
 def notes_of(encoded: Encoded, split: str, block_size: int) -> list[str]:
@@ -113,6 +119,12 @@ def notes_of(encoded: Encoded, split: str, block_size: int) -> list[str]:
         notes.append(f"{encoded.unseen:,} of the {n:,} texts of {split} have characters that the "
                      "tokenizer of the run has never seen; these are left out")
     return notes
+
+
+def note_of_capitals(number: int, what: str) -> list[str]:
+    """What the user should be told of so many texts whose capitals became small letters."""
+    return [f"{number:,} {what} have capitals that the tokenizer of the run has never seen; they "
+            "are read as small letters"] if number else []
 
 
 def padded(sequences: list[list[int]]) -> np.ndarray:

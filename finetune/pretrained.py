@@ -1,8 +1,10 @@
 """The pretrained run that finetuning begins with, the text it was pretrained on, and replay of it.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -160,12 +162,36 @@ def fill(array: np.ndarray, length: int, value: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, length - array.shape[1])), constant_values=value)
 
 
-def known_ids(tokenizer: data.Tokenizer, text: str) -> tuple[list[int], int]:
-    """The ids of a text, and how many of its characters the tokenizer has never seen, left out."""
+class Known(NamedTuple):
+    """What a tokenizer can read of a text. unseen: characters that it has never seen, left out.
+    lowered: capitals that it knows as small letters alone, and reads so."""
+
+    ids: list[int]
+    unseen: int = 0
+    lowered: int = 0
+
+
+def known_ids(tokenizer: data.Tokenizer, text: str) -> Known:
+    """The ids of a text, and what became of the characters that the tokenizer has never seen."""
     if tokenizer.kind != "char":
-        return tokenizer.encode(text), 0
-    known = "".join(c for c in text if c in tokenizer.characters)
-    return tokenizer.encode(known), len(text) - len(known)
+        return Known(tokenizer.encode(text))
+    read = legible(tokenizer, text)
+    if read == text:
+        return Known(tokenizer.encode(text))
+    counts, known = Counter(text), set(tokenizer.characters)
+    missing = counts.keys() - known
+    lowered = sum(counts[c] for c in missing if known >= set(c.lower()))
+    return Known(tokenizer.encode(read), sum(counts[c] for c in missing) - lowered, lowered)
+
+
+def legible(tokenizer: data.Tokenizer, text: str) -> str:
+    """A text in characters that the tokenizer knows: a capital that it has never seen becomes a
+    small letter, and what it does not know in any way is left out."""
+    if tokenizer.kind != "char":
+        return text
+    known = set(tokenizer.characters)
+    small = {c: c.lower() for c in set(text) - known}
+    return text.translate({ord(c): s if known >= set(s) else "" for c, s in small.items()})
 
 
 def seen_in_pretraining(pretrained: Pretrained, texts: list[str]) -> int:

@@ -64,10 +64,13 @@ def chat(
 
 def turn(talk: Talk, text: str, length: int) -> None:
     """One question and its answer, printed as it comes."""
-    ids, unseen = known_ids(talk.tokenizer, text)
+    ids, unseen, lowered = known_ids(talk.tokenizer, text)
     limit = getattr(talk.model, "limit", None)
     if unseen:
         sample.say(f"note: {unseen} characters that the run has never seen are left out")
+    if lowered:
+        sample.say(f"note: {lowered} capitals that the run has never seen are read as small "
+                   "letters")
     if limit and len(ids) + 3 > limit:
         sample.say(f"note: the text has {len(ids)} tokens, more than the block of {limit} has room "
                    "for; its beginning is cut off")

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import data
@@ -25,10 +25,14 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its labels. Where there are several, any of them is right."""
+    """A text and its labels. Where there are several, any of them is right.
+
+    where: the file and line that it stands in, if there is one.
+    """
 
     text: str
     labels: tuple[str, ...]
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def read_examples(path: Path, text: str, label: str, parted: bool = False) -> li
             if not value:
                 raise ValueError(f"{where}: the {what} is empty; fill it in or leave the line out.")
         labels = tuple(filter(None, map(str.strip, named.split(",")))) if parted else (named,)
-        examples.append(Example(content, labels))
+        examples.append(Example(content, labels, where))
     return examples
 
 

@@ -473,7 +473,18 @@ def test_unseen_characters_are_counted(letters):
     chunk = chat.encode(Conversation(["a7b8", "c"]), letters, 100)
     assert chunk.unseen == 2 and chunk.inputs == chat.encode(
         Conversation(["ab", "c"]), letters, 100).inputs
-    assert pretrained.known_ids(letters, "7") == ([], 1)
+    assert pretrained.known_ids(letters, "7") == ([], 1, 0)
+
+
+def test_capitals_become_small_letters_where_these_alone_are_known(letters):
+    small = data.CharTokenizer.train(["annalise"])
+    assert pretrained.known_ids(small, "Anna-LISE") == (small.encode("annalise"), 1, 5)
+    assert pretrained.known_ids(letters, "Anna") == (letters.encode("Anna"), 0, 0)
+    chunk = chat.encode(Conversation(["Anna", "LISE!"]), small, 100)
+    assert chunk.inputs == chat.encode(Conversation(["anna", "lise"]), small, 100).inputs
+    assert (chunk.lowered, chunk.unseen) == (5, 1)
+    bpe = data.BytePairTokenizer.train(["annalise"], 261)
+    assert pretrained.known_ids(bpe, "Anna") == (bpe.encode("Anna"), 0, 0)
 
 
 @torch.no_grad()
@@ -899,6 +910,53 @@ def test_wrong_conversations(line, said, base, tmp_path, refusal):
     path.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n", "utf-8")
     assert said in refusal(instruct.main, f"--from={base}", f"--train={path}")
     assert f"{path}, line 2" in refusal(evaluate.main, f"--run={base}", f"--test={path}")
+
+
+@pytest.fixture(scope="session")
+def spelled(words, tmp_path_factory):
+    """A CSV of the lines that lines_run has learned, some with capitals, and how each begins."""
+    path = tmp_path_factory.mktemp("spelled") / "spelled.csv"
+    rows = [(word.capitalize() if n % 3 == 0 else word, word[0])
+            for n, word in enumerate(words.read_text("utf-8").split())]
+    path.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows), "utf-8")
+    return path
+
+
+def test_capitals_are_read_as_small_letters(lines_run, spelled, command, tmp_path, no_plot):
+    run = tmp_path / "run"
+    code, out, err = command(classify.main, f"--from={lines_run}", f"--train={spelled}",
+                             "--steps=2", "--no-baselines", f"--out={run}")
+    assert code == 0, err
+    assert out.count("have capitals") == 1 and "note: 20 texts have capitals" in out
+    said = {}
+    for text in ("Kanas", "kanas"):
+        code, said[text], err = command(sample.main, f"--run={run}", f"--classify={text}")
+        assert code == 0 and ("1 capitals" in err) == (text == "Kanas")
+    assert said["Kanas"] == said["kanas"]
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_text_that_cannot_be_read_is_named(lines_run, sorter, spelled, tmp_path, refusal, where):
+    path = tmp_path / "odd.csv"
+    path.write_text(spelled.read_text("utf-8") + "😀,k\n", "utf-8")
+    files = {"train": spelled, "test": spelled} | {where: path}
+    flags = [f"--{name}={file}" for name, file in files.items()]
+    said = refusal(classify.main, f"--from={lines_run}", *flags, f"--out={tmp_path / 'run'}")
+    assert f"{path}, line 62: the text '😀'" in said and not (tmp_path / "run").exists()
+    path.write_text("review,stars\nthe cat,3\n777,1\n", "utf-8")
+    assert f"{path}, line 3: " in refusal(evaluate.main, f"--run={sorter}", f"--test={path}")
+
+
+def test_a_message_that_cannot_be_read_is_named(base, talker, talks, tmp_path, refusal):
+    path = tmp_path / "odd.jsonl"
+    odd = json.dumps({"prompt": "the cat", "response": "777"})
+    path.write_text(talks.read_text("utf-8") + odd + "\n", "utf-8")
+    for said in (
+        refusal(instruct.main, f"--from={base}", f"--train={path}", f"--out={tmp_path / 'run'}"),
+        refusal(evaluate.main, f"--run={talker}", f"--test={path}"),
+    ):
+        assert f"{path}, line 41: " in said and "'777'" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_labels(sorter, base, reviews, tmp_path, refusal):
