@@ -6,6 +6,7 @@ BIN := .venv/bin
 PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block-size=512 \
 	--batch-size=8 --steps=1000
 TAUGHT := --steps=1000
+RECIPE := $(PRETRAINED) / $(TAUGHT)
 
 .PHONY: demo test finetune clean
 
@@ -17,10 +18,14 @@ test: .venv/tested
 
 finetune: runs/taught/result.json
 	cat runs/taught/report.txt
+	@echo '$(RECIPE)' | cmp -s - runs/recipe || echo "note: runs/teller and runs/taught are of" \
+	"another recipe than this Makefile's, or nobody knows of which; to make them anew, first:" \
+	"rm -r runs/teller runs/taught"
 
 runs/teller/result.json: | .venv/installed
 	if [ -f runs/teller/last.pt ]; then $(BIN)/python train.py --resume=runs/teller; else \
-	rm -rf runs/teller && $(BIN)/python train.py $(PRETRAINED) --out=runs/teller; fi
+	rm -rf runs/teller && mkdir -p runs && echo '$(RECIPE)' > runs/recipe && \
+	$(BIN)/python train.py $(PRETRAINED) --out=runs/teller; fi
 
 runs/taught/result.json: runs/teller/result.json
 	if [ -f runs/taught/last.pt ]; then \

@@ -254,6 +254,8 @@ def main() -> None:
     args = make_parser().parse_args()
     check(args)
     nanogpt.sizes(args.model or "transformer")  # says so if there is no such stage
+    if args.classify is not None or args.chat:
+        check_finetuned(args)
     run = args.run or runs.newest_run(args.model or "transformer")
     if args.classify is not None:
         from finetune import talk  # only here, for finetune is built on this file
@@ -348,6 +350,19 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
     if not all(args.stop):
         raise ValueError("--stop must be a text of at least one character.")
+
+
+def check_finetuned(args: argparse.Namespace) -> None:
+    """ValueError for flags that do not go with --classify or --chat."""
+    what, kind = ("--chat", "instruct") if args.classify is None else ("--classify", "classify")
+    if not args.run:
+        raise ValueError(f"{what} is for a run of finetune.{kind}; name it: --run=RUN.")
+    if kind == "instruct":
+        return
+    for name in ("chat", "prompt", "stop", "num", "length", "compile"):
+        if getattr(args, name):
+            raise ValueError(f"--classify sorts a text, and {flag(name)} is for writing one; leave "
+                             "one of them out.")
 
 
 if __name__ == "__main__":

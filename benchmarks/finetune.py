@@ -6,7 +6,8 @@ Origin: on the names that were held out. Topic and lesson: cross-validated over 
 each fold pretrains on its own training tales, so that no tale was read before it is tested on.
 Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
 bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
-has 1%, 10% and 100% of the labels of the names; LoRA goes beside full finetuning on all tasks.
+has 1%, 10% and 100% of the labels of the names, to train and to validate on; LoRA goes beside full
+finetuning on all tasks.
 --toy: everything, as small as can be, to see that it runs.
 """
 
@@ -85,11 +86,12 @@ def plain(task: tasks.Task, toy: bool) -> dict[str, np.ndarray]:
              for s, part in task.splits.items()}
     labels = [several for _, several in texts["test"]]
     kinds = ("words",) if toy else baselines.FEATURES
-    regression, _ = baselines.fit(texts["train"], texts["val"], len(number), kinds=kinds)
+    seen = [several for _, several in texts["train"]]
+    weights = labelled.class_weights(seen, len(number), labelled.default_balance(seen))
+    regression, _ = baselines.fit(texts["train"], texts["val"], len(number), weights, kinds)
     found = {
         "n-gram regression": regression.probabilities([t for t, _ in texts["test"]]).argmax(1),
-        "commonest label": baselines.majority([several for _, several in texts["train"]],
-                                              len(labels)),
+        "commonest label": baselines.majority(seen, len(labels)),
     }
     return {name: measures.truth(predicted, labels) == predicted
             for name, predicted in found.items()}
@@ -114,15 +116,22 @@ def origin(seeds: int, scratch: Path, toy: bool, share: float = 1.0) -> list[dic
     base = scratch / "names"
     if not base.exists():
         pretrain(NAMES, "names", base, toy)
-    task = tasks.load("origin")
-    keep = round(share * len(task.splits["train"]))
-    chosen = sorted(data.order(0, 0, len(task.splits["train"]))[:keep])
-    train = [task.splits["train"][i] for i in chosen]
-    few = {label for example in train for label in example.labels}
-    train += [next(e for e in task.splits["train"] if label in e.labels)
-              for label in task.labels if label not in few]
-    task = replace(task, splits=task.splits | {"train": train})
+    task = fewer(tasks.load("origin"), share)
     return judged("origin", scores([(base, task)], seeds, scratch, toy), share=share)
+
+
+def fewer(task: tasks.Task, share: float) -> tasks.Task:
+    """A share of the examples of train and val, for whoever has few labels has few to validate on
+    too; at least one to validate on, and to train on one of every label."""
+    kept = {}
+    for split in ("train", "val"):
+        part = task.splits[split]
+        chosen = data.order(0, 0, len(part))[:max(1, round(share * len(part)))]
+        kept[split] = [part[i] for i in sorted(chosen)]
+    few = {label for example in kept["train"] for label in example.labels}
+    kept["train"] += [next(e for e in task.splits["train"] if label in e.labels)
+                      for label in task.labels if label not in few]
+    return replace(task, splits=task.splits | kept)
 
 
 def tale_task(name: str, seeds: int, folds: int, scratch: Path, toy: bool) -> list[dict]:

@@ -89,7 +89,6 @@ def main() -> None:
             if more is None:
                 seconds = peak = None  # they are those of two networks
                 result |= result["baselines"][name] | {
-                    "trained_parameters": result["parameters"],
                     "pretraining_loss_before": None, "pretraining_loss_after": None}
             kept = ("trained_parameters", "accuracy", "accuracy_interval", "macro_f1",
                     "macro_f1_interval", "steps", "best_step", "pretraining_loss_before",

@@ -8,6 +8,7 @@ which `merge` adds to W in the end, so that the run is a plain one again. Layer-
 lower a layer, the less it changes (Howard & Ruder 2018).
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ class Tuning:
         for name in ("last", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}.")
-        if not self.alpha > 0:
-            raise ValueError(f"--alpha must be above 0, not {self.alpha}.")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"--alpha must be a number above 0, not {self.alpha}.")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"--lr-decay must be above 0 and at most 1, not {self.lr_decay}.")
 

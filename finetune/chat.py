@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import data
 import sample
@@ -223,22 +224,25 @@ def answers(
     temperature: float, seed: int = 0, progress: str = "", rows: int = 64,
 ) -> list[tuple[str, bool]]:
     """The answer to each prompt and whether it ended by itself within `length` tokens."""
-    from tqdm import tqdm
-
     found: list[tuple[str, bool]] = [("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     groups = [order[i:i + rows] for i in range(0, len(order), rows)]
-    for group in tqdm(groups, progress or "answering", leave=False, delay=2, disable=None):
-        drawn: dict[int, list[int]] = {row: [] for row in range(len(group))}
-        stream = generate(
-            model, [prompts[i] for i in group], length, temperature=temperature, seed=seed,
-            stop=TURN, never=silent(tokenizer),
-        )
-        for row, token in stream:
-            drawn[row].append(token)
-        for row, i in enumerate(group):
-            ended = drawn[row][-1:] == [TURN]
-            found[i] = tokenizer.decode(drawn[row][:-1] if ended else drawn[row]), ended
+    # of an answer that ends before it must the rest counts as done
+    bar = tqdm(desc=progress or "answering", total=len(prompts) * length, unit="token", leave=False,
+               delay=2, disable=None)
+    with bar:
+        for group in groups:
+            drawn: dict[int, list[int]] = {row: [] for row in range(len(group))}
+            stream = generate(
+                model, [prompts[i] for i in group], length, temperature=temperature, seed=seed,
+                stop=TURN, never=silent(tokenizer),
+            )
+            for row, token in stream:
+                drawn[row].append(token)
+                bar.update(1 if token != TURN else 1 + length - len(drawn[row]))
+            for row, i in enumerate(group):
+                ended = drawn[row][-1:] == [TURN]
+                found[i] = tokenizer.decode(drawn[row][:-1] if ended else drawn[row]), ended
     return found
 
 

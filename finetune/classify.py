@@ -23,7 +23,7 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import baselines, measures, report, settings, tasks
+from . import baselines, measures, report, seen, settings, tasks
 from .adapt import Tuning, adapt, count, lr_shares, merge
 from .labelled import (
     Classifier,
@@ -44,9 +44,9 @@ from .pretrained import (
     Replay,
     known_ids,
     load,
+    other_version,
     place,
     pretraining_loss,
-    seen_in_pretraining,
 )
 
 EPOCHS, MOST = 10, 3000  # of the texts, and steps, at most, if the user says nothing
@@ -61,7 +61,8 @@ def make_parser() -> cli.Parser:
     add(group, "from", "the pretrained run, or a checkpoint in it", Path, metavar="RUN")
     what = "; ".join(f"{name}: {text}" for name, text in tasks.TASKS.items())
     add(group, "task", what, str, metavar="TASK")
-    add(group, "train", "your own CSV or JSONL instead", Path, metavar="FILE")
+    text = "your own CSV, whose first line names its columns, or JSONL instead"
+    add(group, "train", text, Path, metavar="FILE")
     add(group, "test", "what to test on (default: a tenth of --train)", Path, metavar="FILE")
     add(group, "text", "the column with the texts (default text)", str, metavar="COLUMN")
     add(group, "label", "the column with the labels (default label)", str, metavar="COLUMN")
@@ -69,7 +70,8 @@ def make_parser() -> cli.Parser:
     add(group, "balance", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
-    settings.add_flags(parser)
+    steps = f"{EPOCHS} times through the texts, at most {MOST}"
+    settings.add_flags(parser, steps, "16, of short texts 64", "a twentieth of the steps")
     return parser
 
 
@@ -100,22 +102,28 @@ def new_run(args: Namespace) -> Path:
     if "from" not in asked:
         raise ValueError("name the pretrained run: --from=RUN.")
     task, tuning, share = load_task(asked), settings.tuning_of(args), settings.replay_of(args)
+    if share and tuning.tune == "head":
+        raise ValueError("--replay is against forgetting, and with --tune=head nothing is "
+                         "forgotten, for the network stays as it is; leave one of them out.")
     path = asked["from"]
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
     pretrained = load(path, args.block_size, fitting(task, tokenizer), args.dropout,
                       args.replay_data)
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
+    settings.machine_of(config)  # this and the next lines say what is not to be had
+    replay_of(pretrained, config, share)
+    adapt(pretrained.build(), tuning, speaks_too(tuning, share))
     name = f"{path.parent.name if path.is_file() else path.resolve().name}-{task.name}"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     absolute = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test") if n in asked}
     about = about_of(pretrained, config, {
         "kind": "classify", "from": str(path), "name": task.name, "task": args.task,
         "text": args.text, "label": args.label, **absolute, "labels": task.labels,
-        "tuning": asdict(tuning), "replay": share, "replay_data": args.replay_data,
+        "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
         "balance": balance, "baselines": args.baselines is not False,
         "examples": fingerprint(task),
-    })
+    }, seen.remember(texts_of(task, pretrained), pretrained.learned))
     carry_out(pretrained, task, splits, config, run, about)
     return run
 
@@ -138,17 +146,27 @@ def config_for(
     return config, balance
 
 
-def about_of(pretrained: Pretrained, config: Config, finetune: dict) -> dict:
-    """What goes into every checkpoint of a finetuned run, beside the weights."""
+def about_of(
+    pretrained: Pretrained, config: Config, finetune: dict, learned: dict | None = None
+) -> dict:
+    """What goes into every checkpoint of a finetuned run, beside the weights. learned: see seen.py.
+    """
     text = pretrained.text
-    seen = {
+    about = {
         "kind": text.kind if text else "text", "separated": True,
         "fingerprint": runs.fingerprint(text.splits) if text else None,
     }
     before = {"pretrained_block_size": pretrained.block_size,
               "pretrained_optimizer": pretrained.optimizer}
     own = {"finetune": finetune | before}
-    return {"config": asdict(config) | seen | own, "tokenizer": pretrained.tokenizer.to_dict()}
+    return {"config": asdict(config) | about | own, "learned": learned,
+            "tokenizer": pretrained.tokenizer.to_dict()}
+
+
+def texts_of(task: tasks.Task, pretrained: Pretrained) -> dict[str, list[seen.Text]]:
+    """The texts of all splits, as the run reads them."""
+    return {s: seen.readable([(e.text,) for e in part], pretrained.tokenizer)
+            for s, part in task.splits.items()}
 
 
 def fingerprint(task: tasks.Task) -> str:
@@ -165,10 +183,6 @@ def encode_splits(task: tasks.Task, pretrained: Pretrained) -> dict[str, Encoded
     for split, encoded in splits.items():
         notes += notes_of(encoded, split, size)
     notes += note_of_capitals(sum(encoded.lowered for encoded in splits.values()), "texts")
-    seen = seen_in_pretraining(pretrained, [e.text for e in task.splits["test"]])
-    if seen:
-        notes.append(f"{seen:,} of the {len(task.splits['test']):,} test texts stand in the text "
-                     "that the run was pretrained on, which flatters")
     for note in notes:
         print(f"note: {note}")
     return splits
@@ -184,7 +198,7 @@ def resume_run(args: Namespace) -> Path:
         raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
     config = restore_config(checkpoint["config"])
     pretrained = pretrained_of(checkpoint, config)
-    about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
+    about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
     splits = encode_splits(task, pretrained)
     carry_out(pretrained, task, splits, config, run, about, checkpoint)
     return run
@@ -241,6 +255,11 @@ def carry_out(
     sizes = ", ".join(f"{len(part.sequences):,} {split}" for split, part in splits.items())
     print(f"{task.name}: {len(task.labels)} labels, {sizes} texts")
     print(f"{machine.describe()}; run folder {run}")
+    tested = texts_of(task, pretrained)["test"]
+    learned_from = seen.look(tested, about["learned"], pretrained.text)
+    flattering = seen.notes(learned_from, len(tested), saved.get("test") or "test")
+    for note in flattering:
+        print(f"note: {note}")
     try:
         classifier, progress = fit(pretrained, splits, config, run, about, machine, resume)
         after = pretraining_loss(classifier.model, pretrained, machine)
@@ -259,11 +278,13 @@ def carry_out(
         "parameters": count(classifier)[1], "trained_parameters": saved["trained_parameters"],
         "pretraining_loss_before": before, "pretraining_loss_after": after,
         **rows["finetuned"], "baselines": {n: row for n, row in rows.items() if n != "finetuned"},
+        "test_texts_learned_from": learned_from,
         "seed": config.seed, "device": machine.device, "dtype": machine.dtype,
     }
     matrix = measures.confusion(
         measures.truth(found.argmax(1), splits["test"].labels), found.argmax(1), len(task.labels))
-    said = "\n".join([report.table(rows), "", report.forgetting(before, after), "",
+    said = "\n".join([*(f"note: {note}" for note in flattering), report.table(rows), "",
+                      report.forgetting(before, after), "",
                       report.confused(matrix, task)])
     runs.write_json(run / "result.json", result)
     runs.write(run / "report.txt", said + "\n")
@@ -300,13 +321,9 @@ def fit(
     classes = len(saved["labels"])
     weights = class_weights(splits["train"].labels, classes, saved["balance"])
     classifier = Classifier(model, classes, weights)
-    replay = None
-    if saved["replay"] and not random:
-        classifier.replay = saved["replay"]
-        share = saved["replay"]
-        rows = max(1, round(config.batch_size * share / (1 - share)))
-        replay = Replay(pretrained, rows, pretrained.block_size)
-    adapt(model, tuning, speaks=replay is not None and tuning.tune == "all")
+    classifier.replay = 0.0 if random else saved["replay"]
+    replay = replay_of(pretrained, config, classifier.replay)
+    adapt(model, tuning, speaks_too(tuning, classifier.replay))
     if resume:
         classifier.load_state_dict(resume["model"])
     place(model, config.model, machine)
@@ -336,6 +353,19 @@ def fit(
     return classifier.eval(), progress
 
 
+def replay_of(pretrained: Pretrained, config: Config, share: float) -> Replay | None:
+    """The pretraining text of so large a share of a batch. ValueError: it is not to be had."""
+    if not share:
+        return None
+    rows = max(1, round(config.batch_size * share / (1 - share)))
+    return Replay(pretrained, rows, pretrained.block_size)
+
+
+def speaks_too(tuning: Tuning, share: float) -> bool:
+    """Whether the head of the language model learns as well: where all learns, from replay."""
+    return tuning.tune == "all" and share > 0
+
+
 def as_tuning(saved: dict) -> dict:
     return saved | {"matrices": tuple(saved["matrices"])}
 
@@ -356,19 +386,25 @@ def settle(model: nn.Module, run: Path) -> None:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
-    """The classifier of a run, in eval, its tokenizer and its settings. ValueError: no such run."""
+    """The classifier of a run, in eval, its tokenizer and its settings.
+
+    ValueError: no such run, or one that is damaged or of another version.
+    """
     checkpoint = runs.load_checkpoint(Path(path))
     saved = checkpoint["config"]
     if saved.get("finetune", {}).get("kind") != "classify":
         raise ValueError(f"{path} does not sort texts; finetune it to: "
                          f"python -m finetune.classify --from={path} --task=topic")
-    config = restore_config(saved)
-    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
-    model = nanogpt.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
-    classifier = Classifier(model, len(saved["finetune"]["labels"]))
-    if not checkpoint.get("merged"):
-        adapt(model, Tuning(**as_tuning(saved["finetune"]["tuning"])), speaks=False)
-    classifier.load_state_dict(sample.weights_of(checkpoint))
+    try:
+        config = restore_config(saved)
+        tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
+        model = nanogpt.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
+        classifier = Classifier(model, len(saved["finetune"]["labels"]))
+        if not checkpoint.get("merged"):
+            adapt(model, Tuning(**as_tuning(saved["finetune"]["tuning"])), speaks=False)
+        classifier.load_state_dict(sample.weights_of(checkpoint))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise other_version(path, error) from None
     merge(classifier)
     return classifier.eval(), tokenizer, saved
 
@@ -405,9 +441,11 @@ def compare(
     rows = {"finetuned": measures.judge(found.argmax(1), test.labels, classes)}
     saved = about["config"]["finetune"]
     if saved["baselines"]:
-        random, _ = from_random(pretrained, splits, config, run / "random", about, machine)
+        random, progress = from_random(pretrained, splits, config, run / "random", about, machine)
         scores = probabilities(random, test.sequences, machine)
-        rows["random first weights"] = measures.judge(scores.argmax(1), test.labels, classes)
+        rows["random first weights"] = measures.judge(scores.argmax(1), test.labels, classes) | {
+            "trained_parameters": count(random)[0], "steps": progress.step,
+            "best_step": progress.best_step}
         texts = {s: list(zip((e.text for e in part), splits[s].labels))
                  for s, part in task.splits.items()}
         weights = class_weights(splits["train"].labels, classes, saved["balance"])
@@ -430,6 +468,8 @@ def from_random(
     if (run / "last.pt").exists():
         resume = runs.load_checkpoint(run / "last.pt")
         resume["progress"] = train.mend(run, run / "last.pt", resume)
+        if resume["config"]["steps"] != config.steps:
+            resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
         rate = settings.default_lr(optimizer, "all", width)

@@ -2,8 +2,9 @@
 
 A run that sorts takes a CSV or JSONL with a text and a label, or a JSONL of tales. A run that
 follows instructions takes a JSONL of tales, or of prompts and responses (or messages). What is
-reported does not flatter: an answer must be the right one, a tale must end by itself, and what it
-copies from the tales that were trained on is counted.
+reported does not flatter: an answer must be the right one, a tale must end by itself, what it
+copies from the tales that were trained on is counted, and so are the texts of the file that the run
+has learned from.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from makemore.model import IGNORED, LanguageModel
 from nanogpt.evaluate import to_device
 from nanogpt.machine import DEVICES, Machine, choose
 
-from . import baselines, chat, classify, labelled, measures, report, strings, tasks
+from . import baselines, chat, classify, labelled, measures, report, seen, strings, tasks
 from .chat import Conversation, question
-from .pretrained import place
+from .pretrained import place, pretraining_text
 
 SAMPLED = 0.8  # the temperature of what is drawn, beside the likeliest
 ANSWER = 0.25  # of a block: what an answer to a question, or a word, may take at most
@@ -42,6 +43,12 @@ class Items:
     tales: list[dict] = field(default_factory=list)
     strings: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     own: list[Conversation] = field(default_factory=list)
+
+
+def texts_of(found: Items) -> list[seen.Text]:
+    """The tales, and what is asked in the conversations."""
+    tales = [(tale["text"],) for tale in found.tales]
+    return tales + [tuple(talk.messages[:-1]) for talk in found.own]
 
 
 def string_items(number: int, split: str = "test") -> dict[str, list[tuple[str, str, str]]]:
@@ -77,8 +84,10 @@ def make_judge(run: Path | None, machine: Machine) -> Judge:
     grams = {gram for e in task.splits["train"] for gram in measures.word_grams(e.text)}
     if run:
         classifier, tokenizer, saved = classify.load_classifier(run)
-        if saved["finetune"]["name"] != "topic":
-            raise ValueError(f"{run} sorts by {saved['finetune']['name']}, not by topic.")
+        if saved["finetune"].get("task") != "topic":
+            raise ValueError(f"{run} sorts by {saved['finetune']['name']}, not by the topics of "
+                             "the tales; make a run that does: python -m finetune.classify "
+                             "--task=topic")
         place(classifier.model, saved["model"], machine)
         classifier.to(machine.device)
 
@@ -96,7 +105,8 @@ def make_judge(run: Path | None, machine: Machine) -> Judge:
         def topic(text: str) -> str:
             return task.labels[int(regression.probabilities([text]).argmax())] if text else ""
 
-    right = [topic(e.text) in e.labels for e in task.splits["test"]]
+    tested = tqdm(task.splits["test"], "topics of true tales", leave=False, delay=2, disable=None)
+    right = [topic(e.text) in e.labels for e in tested]
     return Judge(topic, str(run or "n-gram regression"), float(np.mean(right)), grams)
 
 
@@ -177,7 +187,8 @@ def judge_tales(tales: list[dict], told: list[tuple[str, bool]], judge: Judge) -
         "characters": [len(text) for text in texts],
     }
     if all("topic" in tale for tale in tales):
-        scores["topic"] = [judge.topic(t) == tale["topic"] for t, tale in zip(texts, tales)]
+        told = tqdm(texts, "topics", leave=False, delay=2, disable=None)
+        scores["topic"] = [judge.topic(t) == tale["topic"] for t, tale in zip(told, tales)]
     return {"n": len(told)} | {name: mean(values) for name, values in scores.items()}
 
 
@@ -274,15 +285,19 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m finetune.evaluate", description=__doc__)
     group = parser.add_argument_group("what to score")
     add(group, "run", "a finetuned run, or a checkpoint in it", Path)
-    add(group, "test", "a CSV, or a JSONL", Path, metavar="FILE")
-    add(group, "text", "the column with the texts (default: that of the run, or text)", str)
-    add(group, "label", "the column with the labels (default: that of the run, or label)", str)
-    add(group, "strings", "also so many prompts of every string task (default 0)")
-    add(group, "topics", "a run that sorts by topic, to judge tales (default: n-grams)", Path)
+    text = "a CSV, whose first line names its columns, or a JSONL"
+    add(group, "test", text, Path, metavar="FILE")
+    text = "of a run that sorts: the column with the texts (default: that of the run, or text)"
+    add(group, "text", text, str, metavar="COLUMN")
+    text = "of a run that sorts: that with the labels (default: that of the run, or label)"
+    add(group, "label", text, str, metavar="COLUMN")
+    add(group, "strings", "else: also so many prompts of every string task (default 0)")
+    text = "else: a run that sorts by topic, to judge tales (default: n-grams)"
+    add(group, "topics", text, Path, metavar="RUN")
     add(group, "seed", "of what is drawn (default 0)")
     add(group, "device", f"{', '.join(DEVICES)} (default auto)", str, metavar="DEVICE")
     add(group, "out", "where to write the result (default: in the run folder)", Path)
-    parser.set_defaults(seed=0, device="auto", strings=0)
+    parser.set_defaults(seed=0, device="auto")
     return parser
 
 
@@ -290,25 +305,61 @@ def main() -> None:
     args = make_parser().parse_args()
     if not args.run or not args.test:
         raise ValueError("name the run and the file: --run=RUN --test=FILE.")
-    if args.strings < 0 or args.seed < 0:
+    if (args.strings or 0) < 0 or args.seed < 0:
         raise ValueError("--strings and --seed must be at least 0.")
-    saved = runs.load_checkpoint(args.run)["config"].get("finetune")
+    loaded = runs.load_checkpoint(args.run)
+    checkpoint = {name: loaded.get(name) for name in ("config", "tokenizer", "learned")}
+    del loaded  # its weights are read where they are used
+    saved = checkpoint["config"].get("finetune")
+    sorts = bool(saved) and saved["kind"] == "classify"
+    for name in ("strings", "topics") if sorts else ("text", "label"):
+        if getattr(args, name) is not None:
+            kind = "does not sort texts" if sorts else "sorts texts"
+            raise ValueError(f"{cli.flag(name)} is for a run that {kind}, other than {args.run}.")
     folder = args.run if args.run.is_dir() else args.run.parent
     path = args.out or folder / f"evaluation-{args.test.stem}.json"
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for --out.")
     machine = choose(args.device)
-    if saved and saved["kind"] == "classify":
-        result, lines = score_labels(args, machine)
+    if sorts:
+        result, lines, texts = score_labels(args, machine)
     else:
-        result, lines = score_chat(args, machine)
+        result, lines, texts = score_chat(args, machine)
+    learned_from, notes = flattery(checkpoint, texts, args.test)
+    result["learned_from"], lines = learned_from, notes + lines
     print("\n".join(lines))
     runs.write_json(path, {"run": str(args.run), "test": str(args.test), **result})
     print(f"In {path}: all of it.")
 
 
-def score_labels(args, machine: Machine) -> tuple[dict, list[str]]:
-    """A run that sorts, on texts with labels. ValueError: labels that it does not know."""
+def flattery(checkpoint: dict, texts: list[seen.Text], path: Path) -> tuple[dict, list[str]]:
+    """How many of the texts of a file the run has learned from, and what the user should be told.
+    """
+    saved, finetuned = checkpoint["config"], checkpoint["config"].get("finetune")
+    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
+    try:
+        text, note = pretraining_text(saved, finetuned and finetuned.get("replay_data"))
+    except (ValueError, OSError):
+        text, note = None, ""
+    learned = checkpoint["learned"] if finetuned else {}
+    found = seen.look(seen.readable(texts, tokenizer), learned, text)
+    notes = seen.notes(found, len(texts), str(path))
+    if text and note:
+        notes.append(note)
+    if found["pretraining"] is None:
+        why = "is too large to be looked through" if text else "is not here"
+        notes.append(f"the pretraining text {why}, so whether these texts stand in it is not known")
+    if found["train"] is None:
+        notes.append("the run does not say what it was finetuned on, so whether it was on these "
+                     "texts is not known")
+    return found, [f"note: {note}" for note in notes]
+
+
+def score_labels(args, machine: Machine) -> tuple[dict, list[str], list[seen.Text]]:
+    """A run that sorts, on texts with labels: the measures, what to say, and the texts.
+
+    ValueError: labels that it does not know.
+    """
     classifier, tokenizer, saved = classify.load_classifier(args.run)
     place(classifier.model, saved["model"], machine)
     classifier.to(machine.device)
@@ -336,22 +387,26 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str]]:
               "confusion": matrix.tolist()}
     lines = [*(f"note: {note}" for note in notes), report.table(rows), "",
              report.confused(matrix, task)]
-    return result, lines
+    return result, lines, [(example.text,) for example in examples]
 
 
-def score_chat(args, machine: Machine) -> tuple[dict, list[str]]:
-    """A run that follows instructions (or one that never learned to), on tales or conversations."""
+def score_chat(args, machine: Machine) -> tuple[dict, list[str], list[seen.Text]]:
+    """A run that follows instructions (or one that never learned to), on tales or conversations:
+    the measures, what to say, and the texts."""
     checkpoint = runs.load_checkpoint(args.run)
     model, tokenizer = sample.restore(checkpoint)
     place(model, checkpoint["config"]["model"], machine)
     found = read_items(args.test)
+    if args.topics and not found.tales:
+        raise ValueError(f"--topics is to judge tales, and {args.test} has none.")
     if args.strings:
         found.strings = string_items(args.strings)
     judge = make_judge(args.topics, machine) if found.tales else None
     size = checkpoint["config"]["block_size"]
+    notes = notes_of_items(found, tokenizer, size)
     result, every = judge_chat(model, tokenizer, size, found, judge, machine, args.seed)
-    lines = notes_of_items(found, tokenizer, size) + summary(result)
-    return {"kind": "instruct", **result, "answers": every}, lines
+    lines = [f"note: {note}" for note in notes] + summary(result)
+    return {"kind": "instruct", **result, "answers": every}, lines, texts_of(found)
 
 
 def read_items(path: Path) -> Items:
@@ -380,13 +435,13 @@ def notes_of_items(found: Items, tokenizer: data.Tokenizer, size: int) -> list[s
     chunks = [chat.encode(talk, tokenizer, size) for talk in talks]
     notes = []
     if n := sum(chunk.cut > 0 for chunk in chunks):
-        notes.append(f"note: {n:,} of {len(chunks):,} are longer than the block of {size} tokens, "
-                     "and cut")
+        notes.append(f"{n:,} of the {len(chunks):,} conversations to judge by are longer than the "
+                     f"block of {size} tokens, and cut")
     if n := sum(chunk.unseen > 0 for chunk in chunks):
-        notes.append(f"note: {n:,} of {len(chunks):,} have characters that the run has never seen; "
-                     "these are left out")
-    capitals = labelled.note_of_capitals(sum(chunk.lowered > 0 for chunk in chunks), "of them")
-    return notes + [f"note: {note}" for note in capitals]
+        notes.append(f"{n:,} of the {len(chunks):,} conversations to judge by have characters that "
+                     "the run has never seen; these are left out")
+    lowered = sum(chunk.lowered > 0 for chunk in chunks)
+    return notes + labelled.note_of_capitals(lowered, "conversations to judge by")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import chat, classify, evaluate, labelled, settings, strings, tasks
+from . import chat, classify, evaluate, labelled, seen, settings, strings, tasks
 from .adapt import Tuning, adapt, count, lr_shares
 from .chat import Chunk, Conversation
 from .pretrained import (
@@ -34,7 +34,6 @@ from .pretrained import (
     load,
     place,
     pretraining_loss,
-    seen_in_pretraining,
 )
 from .report import forgetting
 
@@ -51,20 +50,24 @@ def make_parser() -> cli.Parser:
     text = 'your own JSONL of {"prompt", "response"} or {"messages": [{"role", "content"}, ...]}'
     add(group, "train", text, Path, metavar="FILE")
     add(group, "test", "what to test on (default: a tenth of --train)", Path, metavar="FILE")
-    add(group, "judged", "tales, and prompts of each string task, to judge by (default 100, 20)")
+    text = "tales, and prompts of each string task, to judge by (default 100, 20; your own: all)"
+    add(group, "judged", text)
     add(group, "topics", "a run that sorts by topic, to judge tales (default: n-grams)", Path)
-    settings.add_flags(parser)
+    steps = "6 times through the rows, at most 1500"
+    settings.add_flags(parser, steps, "8", "a tenth of the steps")
     return parser
 
 
-def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.Items, list[str]]:
-    """The conversations of train and val, what to judge by, and what the user should be told.
+def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.Items]:
+    """The conversations of train and val, and what to judge by.
 
     ValueError: files that cannot be used.
     """
     judged = asked.get("judged")
     if judged is not None and judged < 1:
         raise ValueError(f"--judged must be at least 1, not {judged}.")
+    if asked.get("train") and asked.get("topics"):
+        raise ValueError("--topics is for tales; leave it out with --train=FILE.")
     if not asked.get("train"):
         if asked.get("test"):
             raise ValueError("--test is for --train=FILE, your own conversations.")
@@ -76,23 +79,18 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
         found["val"] += [Conversation([prompt, answer], "string")
                          for prompt, answer, _ in strings.examples(judged or 20, "val", False)]
         items = evaluate.Items(parts["test"][:judged or 100], evaluate.string_items(judged or 20))
-        return found, items, []
+        return found, items
     path = Path(asked["train"])
     every = chat.read(path)
     splits = split_by_hash(every, [talk.messages[0] for talk in every], where=str(path),
                            item="prompt")
-    notes = []
     if asked.get("test"):
         splits["train"] += splits["test"]
         splits["test"] = chat.read(Path(asked["test"]))
-        known = {tuple(talk.messages) for talk in splits["train"]}
-        if shared := sum(tuple(talk.messages) in known for talk in splits["test"]):
-            notes.append(f"{shared:,} conversations of {asked['test']} stand in {path} too, which "
-                         "flatters")
     if not all(splits.values()):
         raise ValueError(f"{path} has {len(every)} conversations, too few to hold some out; give "
                          "more of them.")
-    return splits, evaluate.Items(own=splits["test"][:judged]), notes
+    return splits, evaluate.Items(own=splits["test"][:judged])
 
 
 def of_tale(tale: dict, number: int) -> list[Conversation]:
@@ -112,7 +110,7 @@ def new_run(args: Namespace) -> Path:
     if "from" not in asked:
         raise ValueError("name the pretrained run: --from=RUN.")
     tuning, share = settings.tuning_of(args), settings.replay_of(args)
-    found, items, notes = conversations(asked)
+    found, items = conversations(asked)
     path = asked["from"]
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
     longest = max(len(chat.encode(talk, tokenizer, 10**9).inputs)
@@ -125,7 +123,12 @@ def new_run(args: Namespace) -> Path:
     every = max(1, (args.steps or steps) // 10)  # seldom, for there is much to go through
     defaults = dict(steps=steps, batch_size=batch, eval_every=every)
     config = settings.config_of(pretrained.config, args, defaults)
-    for note in [*notes, *said, *([pretrained.note] if pretrained.note else [])]:
+    machine = settings.machine_of(config)  # this and the next lines say what is not to be had
+    replay_of(pretrained, config, share)
+    adapt(pretrained.build(), tuning)
+    judge = judge_of(asked, items, machine)
+    said += evaluate.notes_of_items(items, pretrained.tokenizer, config.block_size)
+    for note in [*said, *([pretrained.note] if pretrained.note else [])]:
         print(f"note: {note}")
     name = f"{path.parent.name if path.is_file() else path.resolve().name}-instruct"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
@@ -133,15 +136,32 @@ def new_run(args: Namespace) -> Path:
              if n in asked}
     about = classify.about_of(pretrained, config, {
         "kind": "instruct", "from": str(path), **files, "judged": args.judged,
-        "tuning": asdict(tuning), "replay": share, "replay_data": args.replay_data,
+        "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
         "examples": fingerprint(found),
-    })
-    carry_out(pretrained, rows, items, config, run, about)
+    }, seen.remember(texts_of(found, pretrained), pretrained.learned))
+    carry_out(pretrained, rows, items, judge, config, run, about)
     return run
+
+
+def judge_of(asked: dict, items: evaluate.Items, machine: Machine) -> evaluate.Judge | None:
+    """Who judges tales; None if there are none. ValueError: a run that does not sort by topic."""
+    topics = Path(asked["topics"]) if asked.get("topics") else None
+    return evaluate.make_judge(topics, machine) if items.tales else None
 
 
 def fingerprint(found: dict[str, list[Conversation]]) -> str:
     return runs.fingerprint({s: [talk.messages for talk in part] for s, part in found.items()})
+
+
+def texts_of(
+    found: dict[str, list[Conversation]], pretrained: Pretrained
+) -> dict[str, list[seen.Text]]:
+    """All that is answered in these splits, and the tales, as the run reads them."""
+    texts = {s: [tuple(talk.messages[:n]) for talk in part
+                 for n in range(1, len(talk.messages), 2)] for s, part in found.items()}
+    for split, part in found.items():
+        texts[split] += [(talk.messages[1],) for talk in part if talk.kind == "tale"]
+    return {s: seen.readable(part, pretrained.tokenizer) for s, part in texts.items()}
 
 
 def encode(
@@ -181,20 +201,22 @@ def resume_run(args: Namespace) -> Path:
     settings.check_resume(args)
     run, checkpoint = classify.open_run(args.resume, args.steps, "instruct")
     saved = checkpoint["config"]["finetune"]
-    found, items, _ = conversations(saved)
+    found, items = conversations(saved)
     if fingerprint(found) != saved["examples"]:
         raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
     config = restore_config(checkpoint["config"])
     pretrained = classify.pretrained_of(checkpoint, config)
     rows, _ = encode(found, pretrained)
-    about = {"config": checkpoint["config"], "tokenizer": checkpoint["tokenizer"]}
-    carry_out(pretrained, rows, items, config, run, about, checkpoint)
+    about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
+    judge = judge_of(saved, items, settings.machine_of(config))
+    carry_out(pretrained, rows, items, judge, config, run, about, checkpoint)
     return run
 
 
 def carry_out(
     pretrained: Pretrained, rows: dict[str, list[list[Chunk]]], items: evaluate.Items,
-    config: Config, run: Path, about: dict, resume: dict | None = None,
+    judge: evaluate.Judge | None, config: Config, run: Path, about: dict,
+    resume: dict | None = None,
 ) -> None:
     """Judge, train, judge again, and write all into the run folder."""
     machine = settings.machine_of(config)
@@ -203,9 +225,12 @@ def carry_out(
     counts = ", ".join(f"{sum(map(len, part)):,} {s} in {len(part):,}" for s, part in rows.items())
     print(f"conversations: {counts} rows of {size} tokens")
     print(f"{machine.describe()}; run folder {run}")
+    asked = seen.readable(evaluate.texts_of(items), tokenizer)
+    learned_from = seen.look(asked, about["learned"], pretrained.text)
+    flattering = seen.notes(learned_from, len(asked), saved.get("test") or "test")
+    for note in flattering:
+        print(f"note: {note}")
     try:
-        topics = Path(saved["topics"]) if saved.get("topics") else None
-        judge = evaluate.make_judge(topics, machine) if items.tales else None
         if not resume:
             model = place(pretrained.build(), config.model, machine)
             saved["pretraining_loss_before"] = pretraining_loss(model, pretrained, machine)
@@ -227,16 +252,13 @@ def carry_out(
         "val_loss": progress.best_loss, "parameters": count(model)[1],
         "trained_parameters": saved["trained_parameters"],
         "pretraining_loss_before": saved["pretraining_loss_before"],
-        "pretraining_loss_after": lm_loss, "before": before[0], "after": after[0],
+        "pretraining_loss_after": lm_loss, "test_texts_learned_from": learned_from,
+        "before": before[0], "after": after[0],
         "seed": config.seed, "device": machine.device, "dtype": machine.dtype,
     }
-    seen = seen_in_pretraining(pretrained, [tale["text"] for tale in items.tales])
-    report = ["before finetuning:", *evaluate.summary(before[0]), "", "after:",
-              *evaluate.summary(after[0]), "",
+    report = [*(f"note: {note}" for note in flattering), "before finetuning:",
+              *evaluate.summary(before[0]), "", "after:", *evaluate.summary(after[0]), "",
               forgetting(result["pretraining_loss_before"], lm_loss)]
-    if seen:
-        report.append(f"{seen:,} of the test tales stand in the text that was pretrained on, which "
-                      "flatters")
     runs.write_json(run / "result.json", result)
     runs.write(run / "report.txt", "\n".join(report) + "\n")
     runs.write(run / "samples.txt", side_by_side(before[1], after[1]))
@@ -280,11 +302,8 @@ def fit(
     print(f"{config.model}: {trained:,} of {every:,} parameters learn, block size "
           f"{config.block_size}")
     runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
-    replayed = min(config.batch_size - 1, round(config.batch_size * saved["replay"]))
-    if saved["replay"] and not replayed:
-        raise ValueError(f"--replay={saved['replay']} of {config.batch_size} rows is none; give "
-                         "more rows by --batch-size.")
-    replay = Replay(pretrained, replayed, config.block_size) if replayed else None
+    replay = replay_of(pretrained, config, saved["replay"])
+    replayed = replay.rows if replay else 0
 
     def fresh(generator: np.random.Generator) -> Chunk:
         number = TURNS[generator.integers(len(TURNS))]
@@ -310,6 +329,20 @@ def fit(
     )
     classify.settle(model, run)
     return model.eval(), progress
+
+
+def replay_of(pretrained: Pretrained, config: Config, share: float) -> Replay | None:
+    """Rows of the pretraining text, so large a share of a batch.
+
+    ValueError: the text is not to be had, or the share is not one row.
+    """
+    if not share:
+        return None
+    rows = min(config.batch_size - 1, round(config.batch_size * share))
+    if not rows:
+        raise ValueError(f"--replay={share} of {config.batch_size} rows is none; give more rows by "
+                         "--batch-size.")
+    return Replay(pretrained, rows, config.block_size)
 
 
 def side_by_side(before: list[dict], after: list[dict], each: int = 8) -> str:

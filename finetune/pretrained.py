@@ -28,7 +28,7 @@ class Pretrained:
     """A run to begin with. config: its settings, with the sizes that it is finetuned in.
 
     block_size, optimizer: those of pretraining. text: what was pretrained on, or None where it is
-    not to be had; note: why not.
+    not to be had; note: why not. learned: of a run that was finetuned before, see seen.py.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class Pretrained:
     optimizer: str
     text: data.Dataset | None
     note: str = ""
+    learned: dict[str, torch.Tensor] | None = None
 
     def build(self, pretrained: bool = True, seed: int = 0) -> LanguageModel:
         """The model, with the weights of the run, or with random ones."""
@@ -49,8 +50,14 @@ class Pretrained:
             try:
                 model.load_state_dict(self.weights)
             except RuntimeError as error:
-                raise ValueError(f"the checkpoint is of another version ({error}).") from None
+                raise other_version(self.path, error) from None
         return model
+
+
+def other_version(path: Path, error: Exception) -> ValueError:
+    """What to raise where a checkpoint does not hold what it should."""
+    said = " ".join(str(error).split())[:200]
+    return ValueError(f"{path} is damaged, or of another version ({said}).")
 
 
 def load(
@@ -76,22 +83,25 @@ def load(
         config = restore_config(saved)
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the checkpoint is of another version ({error}).") from None
+        raise other_version(path, error) from None
     sizes = dict(config.sizes)
     if dropout is not None:
+        if "dropout" not in nanogpt.sizes(config.model):
+            raise ValueError(f"the stage {config.model} has no --dropout.")
         sizes["dropout"] = dropout
     learned = sizes.get("position") == "learned"
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"--block-size must be at least 1, not {block_size}.")
     size = block_size or (config.block_size if learned else max(config.block_size, fits))
-    if learned and size > config.block_size:
+    if learned and size != config.block_size:
         raise ValueError(f"{path} has learned positions, {config.block_size} of them, so "
                          f"--block-size cannot be {size}.")
-    if learned:
-        size = config.block_size
     weights = sample.weights_of(checkpoint)
     dataset, note = pretraining_text(saved, text)
     before = (config.block_size, config.optimizer)
     config = replace(config, sizes=sizes, block_size=size)
-    return Pretrained(Path(path), config, tokenizer, weights, *before, dataset, note)
+    return Pretrained(Path(path), config, tokenizer, weights, *before, dataset, note,
+                      checkpoint.get("learned"))
 
 
 def place(model: LanguageModel, stage: str, machine: Machine) -> LanguageModel:
@@ -143,9 +153,9 @@ class Replay:
         ValueError: the text is not to be had.
         """
         if pretrained.text is None:
-            raise ValueError(f"--replay needs it, and {pretrained.note}.")
+            raise ValueError(f"there is nothing to --replay: {pretrained.note}.")
         size = min(length, pretrained.block_size)
-        self.length = length
+        self.length, self.rows = length, rows
         self.batches = data.batches(pretrained.text, pretrained.tokenizer, size, rows)
 
     def __call__(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,16 +202,3 @@ def legible(tokenizer: data.Tokenizer, text: str) -> str:
     known = set(tokenizer.characters)
     small = {c: c.lower() for c in set(text) - known}
     return text.translate({ord(c): s if known >= set(s) else "" for c, s in small.items()})
-
-
-def seen_in_pretraining(pretrained: Pretrained, texts: list[str]) -> int:
-    """How many of the texts stand in the training split that was pretrained on."""
-    if pretrained.text is None:
-        return 0
-    train = pretrained.text.splits["train"]
-    if not isinstance(train, list):
-        return 0  # streamed: too large to be looked through
-    if pretrained.text.kind == "lines":
-        lines = set(train)
-        return sum(text in lines for text in texts)
-    return sum(any(text in document for document in train) for text in texts if len(text) > 40)

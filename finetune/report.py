@@ -10,6 +10,10 @@ from data import runs
 
 from . import tasks
 
+LABELS = 30  # a confusion matrix of more is not drawn or printed whole
+PAIRS = 20  # of labels that are printed instead
+LONGEST = 30  # characters of a label beside the plot
+
 
 def table(rows: dict[str, dict]) -> str:
     """accuracy and macro F1 of each row, in percent, with 95% intervals."""
@@ -32,7 +36,16 @@ def forgetting(before: float | None, after: float | None) -> str:
 
 
 def confused(matrix: np.ndarray, task: tasks.Task) -> str:
-    """The confusion matrix as a table: a row for each true label."""
+    """The confusion matrix as a table: a row for each true label; of many labels the pairs that
+    were most often confused."""
+    if len(task.labels) > LABELS:
+        wrong = [(-n, task.labels[i], task.labels[j])
+                 for (i, j), n in np.ndenumerate(matrix) if n and i != j]
+        shown = sorted(wrong)[:PAIRS]
+        head = (f"of {len(task.labels)} labels only the {len(shown)} pairs that were most often "
+                f"confused, of {len(wrong)}; all are in confusion.csv")
+        return "\n".join([head, *(f"{-n:>6} times {right} was taken for {taken}"
+                                  for n, right, taken in shown)])
     width = max(map(len, task.labels))
     size = max(4, len(str(matrix.max())))
     head = " ".join(label[:size].rjust(size) for label in task.labels)
@@ -52,21 +65,28 @@ def as_csv(matrix: np.ndarray, labels: list[str]) -> str:
 
 
 def plot_confusion(matrix: np.ndarray, task: tasks.Task, run: Path) -> None:
-    """confusion.png: each row in shares of its label."""
-    side = max(4.5, 0.32 * len(task.labels) + 2)
+    """confusion.png: each row in shares of its label; of many labels those that were most often
+    confused with others."""
+    labels, title = task.labels, run.name
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    if len(labels) > LABELS:
+        wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
+        kept = np.sort(np.argsort(-wrong, kind="stable")[:LABELS])
+        labels, title = [labels[i] for i in kept], f"{title}: {LABELS} of {len(labels)} labels"
+        matrix, shares = matrix[np.ix_(kept, kept)], shares[np.ix_(kept, kept)]
+    side = max(4.5, 0.32 * len(labels) + 2)
     figure = runs.new_figure(side, side)
     axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    places = range(len(task.labels))
-    shown = [label.replace("$", r"\$") for label in task.labels]
+    places = range(len(labels))
+    shown = [label[:LONGEST].replace("$", r"\$") for label in labels]
     axes.set_xticks(places, shown, rotation=90)
     axes.set_yticks(places, shown)
     axes.set(xlabel="taken for", ylabel="right label")
     for i, j in np.argwhere(matrix):
         color = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=color)
-    axes.set_title(run.name, parse_math=False)
+    axes.set_title(title, parse_math=False)
     runs.save_figure(figure, run / "confusion.png")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import data
 import train
 from data import cli
 from data.cli import add, flag
@@ -20,8 +21,11 @@ from .adapt import TUNES, Tuning
 CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 
-def add_flags(parser: cli.Parser) -> None:
-    """How to finetune, on which machine, and where to: of both commands."""
+def add_flags(parser: cli.Parser, steps: str, rows: str, evaluations: str) -> None:
+    """How to finetune, on which machine, and where to: of both commands.
+
+    steps, rows, evaluations: what is their default there.
+    """
     group = parser.add_argument_group("which weights learn")
     text = "all, the head alone, the last layers, or LoRA's additions (default all)"
     add(group, "tune", text, str, choices=TUNES)
@@ -37,9 +41,10 @@ def add_flags(parser: cli.Parser) -> None:
     text = "where the pretraining text is, if not where the run says"
     add(group, "replay_data", text, str, metavar="DATA")
     group = parser.add_argument_group("training")
-    add(group, "steps", "steps of the optimizer")
-    add(group, "batch_size", "rows a step")
-    add(group, "block_size", "tokens of a row (default: what fits the texts)")
+    add(group, "steps", f"steps of the optimizer (default {steps})")
+    add(group, "batch_size", f"rows a step (default {rows})")
+    text = "tokens of a row (default: what fits the texts, or that of pretraining if that is more)"
+    add(group, "block_size", text)
     add(group, "lr", "learning rate at its peak (default by --tune and width)", float)
     add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
     text = "(default: that of pretraining; adamw for --tune=head and lora)"
@@ -49,7 +54,7 @@ def add_flags(parser: cli.Parser) -> None:
     add(group, "dropout", "(default: that of pretraining)", float)
     add(group, "average", "evaluate averaged weights; 0 is off (default 0)", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
-    add(group, "eval_every", "steps between evaluations (default a twentieth of the steps)")
+    add(group, "eval_every", f"steps between evaluations (default {evaluations})")
     add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")
     add(group, "seed", "of new weights, order of the data and dropout (default 0)")
     group = parser.add_argument_group("machine")
@@ -97,6 +102,12 @@ def replay_of(args: Namespace) -> float:
     if not 0 <= share < 1:
         raise ValueError(f"--replay must be at least 0 and below 1, not {share}.")
     return share
+
+
+def source_of(args: Namespace) -> str | None:
+    """Where the pretraining text is, if that was said, so that it is found from anywhere."""
+    source = args.replay_data
+    return source if source in (None, *data.SETS) else str(Path(source).expanduser().resolve())
 
 
 def config_of(config: Config, args: Namespace, defaults: dict) -> Config:

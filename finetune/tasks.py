@@ -121,9 +121,7 @@ def from_files(train: Path, test: Path | None, text: str, label: str) -> Task:
                              "more of them.")
     if test:
         check_labels(sorted(known), splits["test"], str(test))
-    shared = len({e.text for e in splits["test"]} & {e.text for e in splits["train"]})
-    notes = (f"{shared:,} texts of {test} stand in {train} too, which flatters",) if shared else ()
-    return make(Path(train).stem, splits, notes)
+    return make(Path(train).stem, splits)
 
 
 def read_examples(path: Path, text: str, label: str, parted: bool = False) -> list[Example]:
@@ -136,9 +134,7 @@ def read_examples(path: Path, text: str, label: str, parted: bool = False) -> li
     for where, row in read_rows(path):
         for column in (text, label):
             if column not in row:
-                flags = "--text and --label"
-                raise ValueError(f"{where} has no column {column!r}; it has "
-                                 f"{', '.join(row)}: name the right ones with {flags}.")
+                raise ValueError(no_column(path, where, column, row))
         content, named = as_text(row[text]), as_text(row[label])
         for what, value in (("text", content), ("label", named)):
             if not value:
@@ -146,6 +142,20 @@ def read_examples(path: Path, text: str, label: str, parted: bool = False) -> li
         labels = tuple(filter(None, map(str.strip, named.split(",")))) if parted else (named,)
         examples.append(Example(content, labels, where))
     return examples
+
+
+def no_column(path: Path, where: str, column: str, row: dict) -> str:
+    """What to say where a row has no such column."""
+    has = ", ".join(name[:40] for name in list(row)[:20])
+    right = "name the right ones with --text and --label"
+    if is_jsonl(path):
+        return f"{where} has no key {column!r}; it has {has}: {right}."
+    return (f"{path} has no column {column!r}; it has {has}, by its first line, which must name "
+            f"the columns: {right}, or put such a line first.")
+
+
+def is_jsonl(path: Path) -> bool:
+    return Path(path).suffix.lower() in (".jsonl", ".json", ".ndjson")
 
 
 def as_text(value) -> str:
@@ -159,8 +169,7 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     ValueError: the file cannot be read, or a line of it is none, with its number.
     """
     content = read_text(Path(path))
-    jsonl = Path(path).suffix.lower() in (".jsonl", ".json", ".ndjson")
-    rows = from_jsonl(path, content) if jsonl else from_csv(path, content)
+    rows = from_jsonl(path, content) if is_jsonl(path) else from_csv(path, content)
     if not rows:
         raise ValueError(f"{path} has no line after its header; give it some.")
     return rows

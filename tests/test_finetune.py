@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ from finetune import (
     labelled,
     measures,
     pretrained,
+    report,
+    seen,
     strings,
     tasks,
 )
@@ -615,6 +618,22 @@ def test_batched_answers_are_those_of_one_alone(letters):
     assert together == alone
 
 
+def test_answers_show_how_far_they_are(letters, monkeypatch):
+    bars = []
+
+    class Bar(chat.tqdm):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more | dict(disable=False, file=io.StringIO()))
+            bars.append(self)
+
+    monkeypatch.setattr(chat, "tqdm", Bar)
+    model = build("gpt", letters.vocab_size, 64)
+    prompts = [chat.question([text], letters)[0] for text in "abcdefgh"]
+    ended = [end for _, end in chat.answers(model, letters, prompts, 40, 1.0, rows=3)]
+    assert any(ended) and not all(ended)  # of both the bar comes to its end
+    assert [(bar.n, bar.total) for bar in bars] == [(320, 320)]
+
+
 # Runs of classification
 
 
@@ -723,6 +742,56 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
     assert (whole / "result.json").exists()
 
 
+def test_more_steps_are_new_patience_for_the_random_baseline_too(base, reviews, tmp_path, no_plot):
+    parse, run = classify.make_parser().parse_args, tmp_path / "run"
+    classify.new_run(parse([*flags_for(reviews, base, run), "--device=cpu", "--steps=6",
+                            "--eval-every=2", "--patience=2"]))
+    path = run / "random/last.pt"
+    checkpoint = runs.load_checkpoint(path)
+    checkpoint["progress"]["since_best"] = 2  # as if patience had run out
+    runs.save_checkpoint(path, checkpoint)
+    classify.resume_run(parse([f"--resume={run}"]))
+    assert runs.load_checkpoint(path)["progress"]["step"] == 6
+    classify.resume_run(parse([f"--resume={run}", "--steps=8"]))
+    assert runs.load_checkpoint(path)["progress"]["step"] == 8
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    row = result["baselines"]["random first weights"]
+    model = sample.load_run(base)[0]
+    unused = sum(p.numel() for p in model.head.parameters())  # of the language model
+    assert row["trained_parameters"] == result["parameters"] - unused and row["steps"] == 8
+
+
+def test_a_replayed_text_is_found_from_another_folder(base, passage, reviews, tmp_path, no_plot,
+                                                      monkeypatch):
+    parse, run = classify.make_parser().parse_args, tmp_path / "run"
+    monkeypatch.chdir(passage.parent)
+    classify.new_run(parse([*flags_for(reviews, base, run), "--device=cpu", "--steps=2",
+                            "--replay=0.2", f"--replay-data={passage.name}", "--no-baselines"]))
+    monkeypatch.chdir(tmp_path)
+    classify.resume_run(parse([f"--resume={run}", "--steps=3"]))
+    assert json.loads((run / "result.json").read_text("utf-8"))["steps"] == 3
+
+
+def test_many_labels_are_shown_in_part(tmp_path, monkeypatch):
+    labels = [f"label {n}" for n in range(100)]
+    matrix = 5 * np.eye(100, dtype=int)
+    matrix[7, 93], matrix[93, 8], matrix[np.arange(20, 60), 3] = 9, 8, 1
+    task = tasks.Task("many", labels, {})
+    table = report.confused(matrix, task)
+    assert len(table.splitlines()) == 1 + report.PAIRS and "of 100 labels only the 20" in table
+    assert table.splitlines()[1].split() == "9 times label 7 was taken for label 93".split()
+    shown = []
+    monkeypatch.setattr(runs, "save_figure", lambda figure, path: shown.append(figure))
+    report.plot_confusion(matrix, task, tmp_path)
+    few = tasks.Task("few", labels[:report.LABELS], {})
+    report.plot_confusion(matrix[:report.LABELS, :report.LABELS], few, tmp_path)
+    assert max(shown[0].get_size_inches()) == max(shown[1].get_size_inches()) < 13
+    places = [label.get_text() for label in shown[0].axes[0].get_yticklabels()]
+    assert len(places) == report.LABELS and {"label 7", "label 93", "label 8"} <= set(places)
+    assert "of 100 labels" in shown[0].axes[0].get_title()
+    assert len(report.confused(matrix[:30, :30], few).splitlines()) == 32
+
+
 def test_a_file_is_scored(sorter, reviews, command, tmp_path):
     out = tmp_path / "scores.json"
     code, said, err = command(evaluate.main, f"--run={sorter}", f"--test={reviews}", f"--out={out}")
@@ -734,6 +803,108 @@ def test_a_file_is_scored(sorter, reviews, command, tmp_path):
              for e in examples]
     assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
     assert f"{np.mean(right):.3f}" in said
+
+
+# What has been learned from
+
+
+def test_texts_that_were_learned_from_are_found(letters):
+    capitals = data.CharTokenizer.train(["the catson"])
+    texts = seen.readable([("The cat!",), ("sat",), ("a", "b", "c")], capitals)
+    assert texts == [("the cat",), ("sat",), ("a", "", "c")]
+    earlier = seen.remember({"train": [("ran",)], "val": []}, None)
+    learned = seen.remember({"train": texts[:1], "val": texts[1:2]}, earlier)
+    assert {split: len(keys) for split, keys in learned.items()} == {"train": 2, "val": 1}
+    asked = [("the cat",), ("the cat", "sat"), ("sat",), ("ran",), ("ca",)]
+    found = seen.look(asked, learned, None)
+    assert found == {"train": 2, "val": 1, "pretraining": None}
+    assert seen.look(asked, {}, None)["train"] == 0 and seen.look(asked, None, None)["val"] is None
+
+
+@pytest.mark.parametrize("at", range(seen.WINDOW))
+def test_a_passage_is_found_wherever_it_stands_in_the_pretraining_text(at):
+    passage = "".join(map(chr, range(1000, 1000 + 2 * seen.WINDOW)))
+    document = "x" * (3 * seen.WINDOW + at) + passage + "y" * 50
+    text = data.Dataset("a", "text", {"train": ["short", document]})
+    asked = [(passage,), (passage[::-1],), ("short",), ("y" * 10,), ("no", document[5:])]
+    assert seen.in_pretraining(asked, text) == 3
+    assert seen.in_pretraining([(passage[1:],)], text) == 0  # so short a one counts if it is all
+    lines = data.Dataset("a", "lines", {"train": ["anna", passage]})
+    assert seen.in_pretraining([("anna",), ("ann",), (passage[1:],), (passage,)], lines) == 2
+
+
+def test_scores_on_texts_that_were_trained_on_say_so(sorter, reviews, command, tmp_path):
+    splits = tasks.from_files(reviews, None, "review", "stars").splits
+    path, out = tmp_path / "few.csv", tmp_path / "scores.json"
+    rows = [e.text for s, n in (("train", 4), ("val", 3), ("test", 2)) for e in splits[s][:n]]
+    long = "the dog ran to the cat.\nwhere is the mat?"
+    path.write_text("review,stars\n" + "".join(f'"{text}",3\n' for text in [*rows, long]), "utf-8")
+    code, said, err = command(evaluate.main, f"--run={sorter}", f"--test={path}", f"--out={out}")
+    assert code == 0, err
+    for n, where in ((4, "training split of finetuning"), (3, "validation split"),
+                     (1, "text that the run was pretrained on")):
+        assert f"note: {n} of the 10 texts of {path} stand in " in said and where in said
+    found = json.loads(out.read_text("utf-8"))["learned_from"]
+    assert found == {"train": 4, "val": 3, "pretraining": 1}
+
+
+def test_scores_on_conversations_trained_on_say_so(talker, base, talks, command, tmp_path):
+    out = tmp_path / "scores.json"
+    code, said, err = command(evaluate.main, f"--run={talker}", f"--test={talks}", f"--out={out}")
+    assert code == 0, err
+    found = json.loads(out.read_text("utf-8"))["learned_from"]
+    splits = instruct.conversations({"train": talks})[0]
+    asked = {s: Counter(talk.messages[0] for talk in part) for s, part in splits.items()}
+    assert found == {"train": asked["train"].total(), "val": asked["val"].total(), "pretraining": 0}
+    assert f"{found['train']} of the 40 texts of {talks} stand in the training split" in said
+    code, said, err = command(evaluate.main, f"--run={base}", f"--test={talks}", f"--out={out}")
+    assert code == 0 and "stand in" not in said, err
+
+
+def test_tales_that_were_trained_on_say_so(letters, monkeypatch):
+    every = tasks.tales()
+    monkeypatch.setattr(tasks, "tales", lambda: {s: part[:3] for s, part in every.items()})
+    begun = SimpleNamespace(tokenizer=letters)
+    learned = seen.remember(instruct.texts_of(instruct.conversations({})[0], begun), None)
+    items = evaluate.Items(every["train"][2:5] + every["test"])
+    asked = seen.readable(evaluate.texts_of(items), letters)
+    assert seen.look(asked, learned, None)["train"] == 1
+
+
+def test_a_missing_pretraining_text_is_said(sorter, reviews, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "pretraining_text", lambda *_: (None, "it is not here"))
+    code, said, err = command(evaluate.main, f"--run={sorter}", f"--test={reviews}",
+                              f"--out={tmp_path / 'scores.json'}")
+    assert code == 0 and "pretraining text is not here, so whether" in said, err
+
+
+def test_a_separate_test_file_that_overlaps_says_so(base, reviews, talks, command, tmp_path,
+                                                    no_plot):
+    splits = tasks.from_files(reviews, reviews, "review", "stars").splits
+    path = tmp_path / "test.csv"
+    rows = [e for s, n in (("train", 4), ("val", 2)) for e in splits[s][:n]]
+    path.write_text("review,stars\nthe dog and the cat,3\n"
+                    + "".join(f'"{e.text}",{e.labels[0]}\n' for e in rows), "utf-8")
+    code, out, err = command(classify.main, *flags_for(reviews, base, tmp_path / "run"),
+                             f"--test={path}", "--steps=1", "--no-baselines")
+    assert code == 0, err
+    assert f"note: 4 of the 7 texts of {path} stand in the training split" in out
+    assert f"note: 2 of the 7 texts of {path} stand in its validation split" in out
+    assert "stand in the training split" in (tmp_path / "run/report.txt").read_text("utf-8")
+    splits = instruct.conversations({"train": talks, "test": talks})[0]
+    path = tmp_path / "test.jsonl"
+    known = [talk.messages for s, n in (("train", 3), ("val", 2)) for talk in splits[s][:n]]
+    known.append([data.load(json.loads((base / "config.json").read_text())["data"])
+                  .splits["train"][0][5:90], "on the mat."])
+    path.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r, *_ in known),
+                    "utf-8")
+    code, out, err = command(
+        instruct.main, f"--from={base}", f"--train={talks}", f"--test={path}", "--steps=1",
+        "--block-size=64", f"--out={tmp_path / 'talks'}")
+    assert code == 0, err
+    for n, where in ((3, "the training split"), (2, "its validation split"),
+                     (1, "the text that the run was pretrained on")):
+        assert f"note: {n} of the 6 texts of {path} stand in {where}" in out
 
 
 # Runs of instruction
@@ -822,6 +993,28 @@ def test_a_fold_pretrains_on_its_own_training_tales(tmp_path):
         assert found == {s: [e.text for e in part] for s, part in splits.items()}
 
 
+def test_few_labels_are_few_to_validate_on_too():
+    part = {s: [tasks.Example(f"{s} {n}", ("ab"[n % 2],)) for n in range(200)]
+            for s in ("train", "val", "test")}
+    part["train"].append(tasks.Example("rare", ("c",)))
+    task = tasks.make("few", part)
+    kept = benchmark.fewer(task, 0.01).splits
+    assert [len(kept[s]) for s in ("val", "test")] == [2, 200] and 3 <= len(kept["train"]) <= 4
+    assert {label for e in kept["train"] for label in e.labels} == set("abc")
+    assert benchmark.fewer(task, 1.0).splits == part
+
+
+def test_the_regression_weighs_the_labels_of_a_skewed_set_as_the_network_does(monkeypatch):
+    given = []
+    fit = baselines.fit
+    monkeypatch.setattr(baselines, "fit", lambda *args: given.append(args[3]) or fit(*args))
+    part = [tasks.Example(f"text {n}", ("b" if n % 20 == 0 else "a",)) for n in range(60)]
+    task = tasks.make("skewed", {"train": part, "val": part, "test": part})
+    benchmark.plain(task, toy=True)
+    labels = [(int(e.labels[0] == "b"),) for e in part]
+    assert given[0].tolist() == labelled.class_weights(labels, 2, 0.5).tolist() != [1, 1]
+
+
 def test_how_far_finetuning_is_ahead():
     right = {"finetuned": np.array([1, 1, 0.5, 0]), "n-gram regression": np.array([1, 0, 0, 0.0])}
     rows = benchmark.judged("topic", right, folds=4)
@@ -837,6 +1030,21 @@ def test_seconds_and_memory_of_a_process(tmp_path):
     assert seconds > 0 and (peak is None or peak > 2**26)
     with pytest.raises(ValueError, match="no file"):
         tunings.measured([sys.executable, "-c", "raise SystemExit('no file')"], tmp_path / "log")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_sorts_names(stage, small, start, words, spelled, command, tmp_path, no_plot):
+    run, out = tmp_path / stage, tmp_path / "sorts"
+    start(*small(stage), f"--data={words}", "--lines", "--steps=2", "--batch-size=8",
+          "--block-size=8", f"--out={run}")
+    code, said, err = command(
+        classify.main, f"--from={run}", f"--train={spelled}", "--steps=30", "--lr=0.05",
+        "--batch-size=16", "--eval-every=30", "--no-baselines", f"--out={out}")
+    assert code == 0, err
+    losses = [line["val_loss"] for line in runs.read_metrics(out)]
+    assert losses[0] == pytest.approx(math.log(3), abs=1e-4) and losses[1] < losses[0] - 0.1
+    code, said, err = command(sample.main, f"--run={out}", "--classify=Kanas")
+    assert code == 0 and len(said.splitlines()) == 3, err
 
 
 # GPT-2's weights
@@ -880,6 +1088,8 @@ def test_gpt2_weights_sort_and_answer(tmp_path, monkeypatch, command, no_plot, r
     ("", "empty"),
     ("text,label\n", "no line"),
     ("review,score\nfine,1\n", "has no column 'text'; it has review, score"),
+    ("fine,1\nbad,2\n", "it has fine, 1, by its first line, which must name the columns"),
+    ("fine\t1\nbad\t2\n", "it has fine, 1, by its first line, which must name the columns"),
     ("text,label\nfine,1\n,2\n", "line 3: the text is empty"),
     ("text,label\nfine,1\nbad,\n", "line 3: the label is empty"),
     ("text,label\nfine,1,2\n", "line 2 has 3 cells"),
@@ -914,9 +1124,9 @@ def test_wrong_conversations(line, said, base, tmp_path, refusal):
 
 @pytest.fixture(scope="session")
 def spelled(words, tmp_path_factory):
-    """A CSV of the lines that lines_run has learned, some with capitals, and how each begins."""
+    """A CSV of the lines that lines_run has learned, some with capitals, and how each ends."""
     path = tmp_path_factory.mktemp("spelled") / "spelled.csv"
-    rows = [(word.capitalize() if n % 3 == 0 else word, word[0])
+    rows = [(word.capitalize() if n % 3 == 0 else word, word[-1])
             for n, word in enumerate(words.read_text("utf-8").split())]
     path.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows), "utf-8")
     return path
@@ -938,7 +1148,7 @@ def test_capitals_are_read_as_small_letters(lines_run, spelled, command, tmp_pat
 @pytest.mark.parametrize("where", ["train", "test"])
 def test_a_text_that_cannot_be_read_is_named(lines_run, sorter, spelled, tmp_path, refusal, where):
     path = tmp_path / "odd.csv"
-    path.write_text(spelled.read_text("utf-8") + "😀,k\n", "utf-8")
+    path.write_text(spelled.read_text("utf-8") + "😀,s\n", "utf-8")
     files = {"train": spelled, "test": spelled} | {where: path}
     flags = [f"--{name}={file}" for name, file in files.items()]
     said = refusal(classify.main, f"--from={lines_run}", *flags, f"--out={tmp_path / 'run'}")
@@ -953,6 +1163,8 @@ def test_a_message_that_cannot_be_read_is_named(base, talker, talks, tmp_path, r
     path.write_text(talks.read_text("utf-8") + odd + "\n", "utf-8")
     for said in (
         refusal(instruct.main, f"--from={base}", f"--train={path}", f"--out={tmp_path / 'run'}"),
+        refusal(instruct.main, f"--from={base}", f"--train={talks}", f"--test={path}",
+                f"--out={tmp_path / 'run'}"),
         refusal(evaluate.main, f"--run={talker}", f"--test={path}"),
     ):
         assert f"{path}, line 41: " in said and "'777'" in said
@@ -993,6 +1205,84 @@ def test_wrong_flags(flags, said, base, refusal, monkeypatch, tmp_path):
     flags = [flag.replace("RUN", str(base)) for flag in flags]
     assert said in refusal(classify.main, *flags)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--tune=lora", "--matrices=foo"], "and not foo"),
+    (["--tune=last", "--last=9"], "--last=9 layers are more"),
+    (["--tune=lora", "--alpha=inf"], "--alpha must be"),
+    (["--replay=0.5", "--replay-data=nowhere.txt"], "nowhere.txt"),
+    (["--replay=1.5"], "--replay must be"),
+    (["--device=nonsense"], "nonsense"),
+    (["--device=cuda:7"], "CUDA"),
+    (["--dropout=1"], "dropout must be"),
+    (["--block-size=0"], "--block-size must be"),
+    (["--average=1"], "--average must be"),
+    (["--eval-every=0"], "--eval-every must be"),
+    (["--lr=nan"], "--lr must be"),
+])
+def test_wrong_flags_leave_no_folder(flags, said, base, reviews, talks, refusal, monkeypatch,
+                                     tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "judge_chat", None)  # nothing is judged before all is checked
+    sort = ["--text=review", "--label=stars", f"--train={reviews}"]
+    for command, more in ((classify, sort), (instruct, [f"--train={talks}"])):
+        for out in ([], ["--out=there"]):
+            assert said in refusal(command.main, f"--from={base}", *more, *flags, *out)
+    assert not any(tmp_path.iterdir())
+
+
+def test_replay_needs_a_text_and_something_to_keep(base, sorter, reviews, talks, refusal, tmp_path,
+                                                   monkeypatch):
+    out = f"--out={tmp_path / 'run'}"
+    sort = flags_for(reviews, base, tmp_path / "run")
+    assert "nothing is forgotten" in refusal(classify.main, *sort, "--tune=head", "--replay=0.2")
+    flags = (f"--from={base}", f"--train={talks}", out)
+    assert "of 8 rows is none" in refusal(instruct.main, *flags, "--replay=0.01")
+    assert "--topics is for tales" in refusal(instruct.main, *flags, f"--topics={sorter}")
+    monkeypatch.setattr(pretrained, "pretraining_text", lambda *_: (None, "it is gone"))
+    for main, several in ((classify.main, sort), (instruct.main, flags)):
+        assert "nothing to --replay: it is gone" in refusal(main, *several, "--replay=0.2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_judges_topics_must_sort_by_the_topics_of_tales(base, sorter, reviews, tmp_path,
+                                                            refusal, teller):
+    imposter = tmp_path / "imposter"
+    imposter.mkdir()
+    checkpoint = runs.load_checkpoint(sorter)
+    checkpoint["config"]["finetune"]["name"] = "topic"  # as of the user's own topic.csv
+    runs.save_checkpoint(imposter / "best.pt", checkpoint)
+    for run, said in ((imposter, "not by the topics of the tales"), (base, "does not sort texts")):
+        assert said in refusal(instruct.main, f"--from={teller}", f"--topics={run}",
+                               "--block-size=64", f"--out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_classifier_is_said_in_a_sentence(sorter, tmp_path, refusal):
+    for number, change in enumerate((
+        lambda c: c["model"].pop("head.weight"),
+        lambda c: c["model"].update({"head.weight": torch.zeros(5, 5)}),
+        lambda c: c["config"]["finetune"].pop("labels"),
+    )):
+        run = tmp_path / str(number)
+        run.mkdir()
+        checkpoint = runs.load_checkpoint(sorter)
+        change(checkpoint)
+        runs.save_checkpoint(run / "best.pt", checkpoint)
+        assert f"{run} is damaged" in refusal(sample.main, f"--run={run}", "--classify=the cat")
+
+
+def test_classify_and_chat_want_a_run_and_nothing_else(sorter, talker, refusal, reviews, talks):
+    assert "--classify is for a run of finetune.classify" in refusal(sample.main, "--classify=a")
+    assert "--chat is for a run of finetune.instruct" in refusal(sample.main, "--chat")
+    for flag in ("--chat", "--prompt=a", "--num=2"):
+        said = refusal(sample.main, f"--run={sorter}", "--classify=a", flag)
+        assert flag.split("=")[0] in said and "leave one of them out" in said
+    said = refusal(evaluate.main, f"--run={sorter}", f"--test={reviews}", "--strings=1")
+    assert "--strings is for a run that does not sort" in said
+    for flag, why in (("--text=review", "a run that sorts"), (f"--topics={sorter}", "tales")):
+        assert why in refusal(evaluate.main, f"--run={talker}", f"--test={talks}", flag)
 
 
 def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path, start, words):
