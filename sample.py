@@ -225,9 +225,9 @@ def make_parser() -> cli.Parser:
     add(what, "length", "at most so many tokens each (default: 2 blocks of lines, 500 of text)")
     text = "end a sample where this would stand; may be given several times"
     add(what, "stop", text, str, metavar="TEXT", action="append")
-    text = "talk with a run of finetune.instruct; with --prompt one turn"
+    text = "talk with the --run of finetune.instruct; with --prompt one turn"
     add(what, "chat", text, bool)
-    text = "the labels that a run of finetune.classify gives this text"
+    text = "the labels that the --run of finetune.classify gives this text"
     add(what, "classify", text, str, metavar="TEXT")
     how = parser.add_argument_group("how to draw")
     add(how, "temperature", "below 1 safer, above wilder, 0 the likeliest (default 1)", float)

@@ -70,8 +70,9 @@ def make_parser() -> cli.Parser:
     add(group, "balance", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
-    steps = f"{EPOCHS} times through the texts, at most {MOST}"
-    settings.add_flags(parser, steps, "16, of short texts 64", "a twentieth of the steps")
+    steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
+    every = "a twentieth of the steps, at least 10"
+    settings.add_flags(parser, steps, "16, of short texts 64", every)
     return parser
 
 

@@ -2,8 +2,9 @@
 
 It learns to tell the tale that is asked for, to answer questions about one, and small tasks over
 words (strings.py); or, with --train=FILE, your own prompts and responses. The loss is on the
-answers alone. What it is tested on are tales, words and phrasings that it has never been trained
-on, before and after.
+answers alone. Whichever weights learn, those of the special tokens do. What it is tested on, before
+and after, are tales, words and phrasings that it has never been trained on; where you give a test
+file that does overlap, that is said.
 """
 
 import json
@@ -52,8 +53,9 @@ def make_parser() -> cli.Parser:
     add(group, "test", "what to test on (default: a tenth of --train)", Path, metavar="FILE")
     text = "tales, and prompts of each string task, to judge by (default 100, 20; your own: all)"
     add(group, "judged", text)
-    add(group, "topics", "a run that sorts by topic, to judge tales (default: n-grams)", Path)
-    steps = "6 times through the rows, at most 1500"
+    text = "a run that sorts by topic, to judge tales (default: n-grams)"
+    add(group, "topics", text, Path, metavar="RUN")
+    steps = "6 times through the rows, from 100 to 1,500"
     settings.add_flags(parser, steps, "8", "a tenth of the steps")
     return parser
 

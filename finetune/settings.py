@@ -43,8 +43,8 @@ def add_flags(parser: cli.Parser, steps: str, rows: str, evaluations: str) -> No
     group = parser.add_argument_group("training")
     add(group, "steps", f"steps of the optimizer (default {steps})")
     add(group, "batch_size", f"rows a step (default {rows})")
-    text = "tokens of a row (default: what fits the texts, or that of pretraining if that is more)"
-    add(group, "block_size", text)
+    text = "tokens of a row (default: that of pretraining, or what fits the texts if that is more"
+    add(group, "block_size", f"{text}; where positions are learned it cannot change)")
     add(group, "lr", "learning rate at its peak (default by --tune and width)", float)
     add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
     text = "(default: that of pretraining; adamw for --tune=head and lora)"

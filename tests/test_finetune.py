@@ -64,6 +64,20 @@ def tokens(rows=3, length=9, most=30, seed=1):
     return torch.randint(4, most, (rows, length), generator=generator)
 
 
+@pytest.fixture
+def no_plot(no_plot, monkeypatch):
+    """Nor with the plot of the confusion matrix."""
+    monkeypatch.setattr(report, "plot_confusion", lambda *_: None)
+
+
+@pytest.fixture
+def few_tales(monkeypatch):
+    """Three tales of every split."""
+    few = {s: part[:3] for s, part in tasks.tales().items()}
+    monkeypatch.setattr(tasks, "tales", lambda: few)
+    return few
+
+
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory):
     """A CSV in which a word of the text tells the stars."""
@@ -742,7 +756,10 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
     assert (whole / "result.json").exists()
 
 
-def test_more_steps_are_new_patience_for_the_random_baseline_too(base, reviews, tmp_path, no_plot):
+def test_more_steps_are_new_patience_for_the_random_baseline_too(base, reviews, tmp_path, no_plot,
+                                                                 monkeypatch):
+    regression = SimpleNamespace(probabilities=lambda texts: np.ones((len(texts), 3)) / 3)
+    monkeypatch.setattr(baselines, "fit", lambda *_: (regression, {}))
     parse, run = classify.make_parser().parse_args, tmp_path / "run"
     classify.new_run(parse([*flags_for(reviews, base, run), "--device=cpu", "--steps=6",
                             "--eval-every=2", "--patience=2"]))
@@ -861,12 +878,11 @@ def test_scores_on_conversations_trained_on_say_so(talker, base, talks, command,
     assert code == 0 and "stand in" not in said, err
 
 
-def test_tales_that_were_trained_on_say_so(letters, monkeypatch):
-    every = tasks.tales()
-    monkeypatch.setattr(tasks, "tales", lambda: {s: part[:3] for s, part in every.items()})
+def test_tales_that_were_trained_on_say_so(letters, few_tales):
+    other = [tale for tale in data.tales() if tale not in few_tales["train"]][:5]
     begun = SimpleNamespace(tokenizer=letters)
     learned = seen.remember(instruct.texts_of(instruct.conversations({})[0], begun), None)
-    items = evaluate.Items(every["train"][2:5] + every["test"])
+    items = evaluate.Items(few_tales["train"][2:] + few_tales["test"] + other)
     asked = seen.readable(evaluate.texts_of(items), letters)
     assert seen.look(asked, learned, None)["train"] == 1
 
@@ -943,9 +959,7 @@ def test_conversations_are_scored(talker, talks, command, tmp_path):
     assert scores["own"]["greedy"]["exact"]["mean"] == pytest.approx(np.mean(right))
 
 
-def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch):
-    few = {s: part[:3] for s, part in tasks.tales().items()}
-    monkeypatch.setattr(tasks, "tales", lambda: few)
+def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_tales):
     judge = evaluate.Judge(lambda text: "farm", "farm", 0.5, set())
     monkeypatch.setattr(evaluate, "make_judge", lambda run, machine: judge)
     run = tmp_path / "run"
@@ -962,7 +976,7 @@ def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch):
     model, _ = sample.load_run(run)
     assert not adapt.is_adapted(model.state_dict()) and model.block_size == 256
     path = tmp_path / "held-out.jsonl"
-    path.write_text(json.dumps(few["test"][0]) + "\n", "utf-8")
+    path.write_text(json.dumps(few_tales["test"][0]) + "\n", "utf-8")
     code, said, err = command(evaluate.main, f"--run={run}", f"--test={path}", "--strings=1")
     assert code == 0 and "1 tales" in said and "2 questions" in said, err
     assert (run / "evaluation-held-out.json").exists()
@@ -1055,6 +1069,8 @@ def test_gpt2_weights_sort_and_answer(tmp_path, monkeypatch, command, no_plot, r
     transformers.utils.logging.disable_progress_bar()
     made = [bytes([n]) for n in range(256)] + [b"\xff%d" % n for n in range(50_000)]
     monkeypatch.setattr("data.tokenizer.gpt2_vocabulary", lambda: made)
+    tokenizer = data.GPT2Tokenizer()  # takes longer to make than all that is done with it
+    monkeypatch.setattr(data.GPT2Tokenizer, "from_dict", lambda d: tokenizer)
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=64)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
@@ -1247,7 +1263,7 @@ def test_replay_needs_a_text_and_something_to_keep(base, sorter, reviews, talks,
 
 
 def test_who_judges_topics_must_sort_by_the_topics_of_tales(base, sorter, reviews, tmp_path,
-                                                            refusal, teller):
+                                                            refusal, teller, few_tales):
     imposter = tmp_path / "imposter"
     imposter.mkdir()
     checkpoint = runs.load_checkpoint(sorter)
@@ -1285,7 +1301,8 @@ def test_classify_and_chat_want_a_run_and_nothing_else(sorter, talker, refusal, 
         assert why in refusal(evaluate.main, f"--run={talker}", f"--test={talks}", flag)
 
 
-def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path, start, words):
+def test_runs_of_a_wrong_kind(base, lines_run, sorter, talker, refusal, tmp_path, start, words,
+                              few_tales):
     assert "never seen" in refusal(instruct.main, f"--from={lines_run}")
     assert "no run of finetune.instruct" in refusal(instruct.main, f"--resume={sorter}")
     assert "never learned to talk" in refusal(sample.main, f"--run={base}", "--chat")
