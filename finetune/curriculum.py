@@ -16,7 +16,7 @@ from .chat import Conversation
 
 QUESTIONS, STRINGS = 0.5, 0.375  # of the rows of a batch; the rest are tales
 TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
-WHOLE, MOST = 0.4, 8  # share of whole tales among what is asked about, and questions about one
+WHOLE, MOST = 0.15, 8  # share of whole tales among what is asked about, and questions about one
 SENTENCES = 6  # of a passage, at most
 ASKED = 0.9  # how often the tale's own questions are asked again, where the answer is in sight
 EXCHANGED = 0.7  # how often the names are others
@@ -48,7 +48,7 @@ def question_talk(generator: np.random.Generator) -> Conversation:
         text = tale["text"] if whole else passage(tale["text"], generator)
         pairs = [(q["question"], q["answer"]) for q in tale["questions"]
                  if q["answer"] in text and generator.random() < ASKED]
-        most = generator.integers(2, MOST + 1) if whole else generator.integers(1, 4)
+        most = generator.integers(2, MOST + 1)
         pairs += questions.questions(text, generator, max(1, most - len(pairs)))
         if pairs:
             break
