@@ -2,10 +2,10 @@
 
     python -m benchmarks.instruct [--pretrain 300] [--steps 600] [--judged 50] [--toy]
 
-Byte pairs pack more: a tale, or two, fit into a row. Characters spell: to turn a word around a model
-need not know by heart what its tokens are made of. Each choice gets rows that hold the longest tale
-with its questions, batches of about as many characters, and as many steps. Beside the seconds:
-what `python -m finetune.instruct` reports of held-out tales, words and phrasings, greedy.
+Byte pairs pack more: a tale and its questions fit into fewer tokens. Characters spell: to turn a
+word around a model need not know by heart what its tokens are made of. Each choice gets rows that
+hold the longest tale with its questions, batches of about as many characters, and as many steps.
+Beside the seconds: what finetune.instruct reports of held-out tales, words and phrasings, greedy.
 """
 
 import datetime

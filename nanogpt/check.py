@@ -1,8 +1,8 @@
 """Is a run where it should be? python train.py --check=runs/lstm-names
 
-expected.json holds, for every recipe, the validation loss after a tenth, a half and all of its steps,
-over a few seeds; `python -m benchmarks.expected` makes it. A run of the same settings, whatever its
-seed and machine, is held against that: at which steps it is within what seeds make of it.
+expected.json holds, for every recipe, the validation loss after a tenth, a half and all of its
+steps, over a few seeds; `python -m benchmarks.expected` makes it. A run of the same settings,
+whatever its seed and machine, is held against that: is it within what seeds make of it?
 """
 
 import json
