@@ -196,6 +196,8 @@ def code(file: str, *words: str) -> str:
     """A definition in a file, or all of it, or the parts of it that are asked for."""
     lines = source(file).splitlines()
     if words and words[0] not in ("from", "to"):
+        if not file.endswith(".py"):
+            raise ValueError(f"{file} is no Python, where {words[0]} could be defined.")
         node: ast.AST = ast.parse("\n".join(lines))
         name, *words = words
         for part in name.split("."):
@@ -323,18 +325,18 @@ def found(way: str, file: str):
             here = row(here, part) if isinstance(here, list) else here[part]
         except (KeyError, ValueError, IndexError, TypeError):
             known = list(here) if isinstance(here, dict) else []
-            raise ValueError(f"{file} has no {way}: there is no {part}."
-                             f"{nearest(part, known)}") from None
+            only = "there is no one row" if "=" in part else "there is no"
+            raise ValueError(f"{file} has no {way}: {only} {part}.{nearest(part, known)}") from None
     return here
 
 
 def row(rows: list, which: str):
-    """The row at a place from 0, or the first that holds all of "stage=rnn&data=tales"."""
+    """The row at a place from 0, or the only one that holds all of "stage=rnn&data=tales"."""
     if "=" not in which:
         return rows[int(which)]
-    wanted = [pair.split("=") for pair in which.split("&")]
-    fits = [row for row in rows if all(str(row[name]) == text for name, text in wanted)]
-    return fits[0]
+    wanted = dict(pair.split("=") for pair in which.split("&"))
+    (only,) = (r for r in rows if all(str(r.get(name)) == text for name, text in wanted.items()))
+    return only
 
 
 def results(file: str):
