@@ -78,14 +78,15 @@ def make_judge(run: Path | None, machine: Machine) -> Judge:
 
     ValueError: a run that does not sort by topic.
     """
-    task = tasks.load("topic")
-    grams = {gram for e in task.splits["train"] for gram in measures.word_grams(e.text)}
     if run:
         classifier, tokenizer, saved = classify.load_classifier(run)
         if saved["finetune"].get("task") != "topic":
             raise ValueError(f"{run} sorts by {saved['finetune']['name']}, not by the topics of "
                              "the tales; make a run that does: python -m finetune.classify "
                              "--task=topic")
+    task = tasks.load("topic")
+    grams = {gram for e in task.splits["train"] for gram in measures.word_grams(e.text)}
+    if run:
         place(classifier.model, saved["model"], machine)
         classifier.to(machine.device)
 

@@ -544,9 +544,9 @@ def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
     assert not np.array_equal(batches[0][0], one(6, 0)[0])
     assert [len(batch[0]) for batch in batches] == [4] * 6
     assert not np.array_equal(batches[0][0][3], batches[1][0][3])
-    kept = len(one.rows[-1])
-    first, second = (one.filled(one.rows[-1], [5, epoch]) for epoch in (0, 1))
-    assert first[:kept] == second[:kept] == one.rows[-1] and first != second
+    row = one.rows[-1][:1]  # with room
+    first, second = (one.filled(row, [5, epoch]) for epoch in (0, 1))
+    assert first[:1] == second[:1] == row and first != second
     for tokens_, targets, segments in batches:
         learned = targets != IGNORED
         assert np.all(segments[learned] >= 0) and np.all(tokens_[segments == -1] == END)
@@ -1025,7 +1025,8 @@ def test_conversations_are_scored(talker, talks, command, tmp_path):
 
 
 def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_tales):
-    judge = evaluate.Judge(lambda text: "farm", "farm", 0.5, set())
+    overlap = baselines.Overlap([tale["text"] for tale in few_tales["train"]])
+    judge = evaluate.Judge(lambda text: "farm", "farm", 0.5, set(), overlap)
     monkeypatch.setattr(evaluate, "make_judge", lambda run, machine: judge)
     run = tmp_path / "run"
     code, _, err = command(
