@@ -10,6 +10,7 @@ give the same file, byte for byte.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ STYLE = {  # of matplotlib: letters as outlines, so that they look alike everywh
     "axes.spines.top": False, "axes.spines.right": False,
 }
 BLUE, RED, GREY = "#1f5fa8", "#c0392b", "#8a8a8a"
+HUES = BLUE, RED, "#2e8b57"
 
 
 def draw(stage: str, model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
@@ -117,7 +119,7 @@ def rnn(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
             image = heat(below, h[:, varied].T, "RdBu_r", -1, 1)
             name_below(below, tokenizer, tokens)
             below.set_yticks([])
-        grid[0][0].set_ylabel("alike h[t-1]")
+        grid[0][0].set_ylabel("cosine of\nh[t], h[t-1]")
         grid[1][0].set_ylabel(f"h, {UNITS} units")
         sheet.colorbar(image, ax=list(grid[1]), label="h", shrink=0.7)
 
@@ -179,22 +181,27 @@ PICTURES = {
 def gradients(
     models: dict[str, LanguageModel], tokenizer: Tokenizer, path: Path, length: int = 10
 ) -> None:
-    """What the last prediction hears of each token before it, a line for each of the models.
+    """What the last prediction hears of each token before it: a line for each of the models, and a
+    broken one for the same with weights at random.
 
     length: of the beginnings of names that they are shown, the start token included.
     """
     texts = beginnings(tokenizer, length)
-    with figure(5.6, 3.4, path) as sheet:
+    with figure(6.4, 3.6, path) as sheet:
         axes = sheet.subplots()
         for number, (stage, model) in enumerate(models.items()):
-            with evaluating(model):
-                heard = hearing(model, *texts)
-            heard = (heard / heard[0]).tolist()
-            axes.plot(heard, "o-", color=f"C{number}", label=stage, markersize=4)
+            for one, line, about in ((model, "o-", ""), (untrained(model), "o--", ", untrained")):
+                with evaluating(one):
+                    heard = hearing(one, *texts)
+                heard = (heard / heard[0]).tolist()
+                full = line == "o-"
+                axes.plot(heard, line, color=HUES[number % len(HUES)], label=stage + about,
+                          markersize=4 if full else 2, linewidth=1.5 if full else 1)
         axes.set(yscale="log", xlabel="tokens back", ylabel="norm of the gradient, now = 1")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xticks(range(length))
         axes.grid(alpha=0.3)
-        axes.legend()
+        sheet.legend(loc="outside right upper")
 
 
 # ----- what is computed of a model
@@ -221,6 +228,17 @@ def hearing(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
     finally:
         hook.remove()
     return slope.norm(dim=2).mean(0).flip(0)
+
+
+def untrained(model: LanguageModel, seed: int = 0) -> LanguageModel:
+    """A copy with every layer's weights at random, as PyTorch begins them."""
+    copy = deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in copy.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return copy
 
 
 def receptive_fields(reaches: list[int]) -> list[list[int]]:

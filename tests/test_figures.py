@@ -76,6 +76,15 @@ def test_the_three_gradients_in_one_picture(tmp_path):
     assert is_svg(tmp_path / "b.svg")
 
 
+def test_untrained_is_a_copy_with_other_weights():
+    model = tiny("rnn")
+    state = torch.random.get_rng_state()
+    copies = [figures.untrained(model) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for old, new, again in zip(model.parameters(), *(copy.parameters() for copy in copies)):
+        assert not torch.equal(old, new) and torch.equal(new, again)
+
+
 @pytest.mark.parametrize("stage", ("mlp", "cnn", *RECURRENT, "transformer"))
 def test_gradients_are_those_of_the_embeddings(stage):
     model = tiny(stage).double().eval()
