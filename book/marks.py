@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import sample
 from book import tables
 from data import cli, runs
 from data.cli import nearest
@@ -110,7 +111,7 @@ def find(text: str) -> tuple[list[Mark], Faults]:
                 faults.append((number, fault))
         if opened and opened.kind == "value" and opened.start != WRONG:
             faults.append((number, "a mark value has no <!-- end --> in its line."))
-            opened = None
+            opened.start = WRONG
     leave_open()
     return found, faults
 
@@ -287,8 +288,11 @@ def table(name: str) -> str:
 
 
 def samples(stage: str) -> str:
-    """What the trained stage writes."""
-    return fenced("\n".join(found(f"stages.{stage}.samples", LADDER)).splitlines(), "text")
+    """What the trained stage writes, and which of it stands in the training set."""
+    here = found(f"stages.{stage}", LADDER)
+    known = [sample.KNOWN if text in here["known_samples"] else "" for text in here["samples"]]
+    lines = "\n".join(map("".join, zip(here["samples"], known, strict=True)))
+    return fenced(lines.splitlines(), "text")
 
 
 def value(file: str, way: str, *words: str) -> str:
@@ -296,8 +300,12 @@ def value(file: str, way: str, *words: str) -> str:
     number = found(way, file)
     if len(words) > 1 and words[0] in ("/", "-"):
         other = float(words[1]) if words[1][0].isdigit() else found(words[1], file)
+        if not all(isinstance(x, int | float) for x in (number, other)) or other == 0:
+            raise ValueError(f"{way} {words[0]} {words[1]} needs two numbers, the second not 0.")
         number = number / other if words[0] == "/" else number - other
         words = words[2:]
+    if not isinstance(number, int | float | str):
+        raise ValueError(f"{way} in {file} is neither a number nor a text.")
     if len(words) > 1:
         raise ValueError(f"a value has one format, not {' '.join(words)}.")
     try:

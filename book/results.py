@@ -4,7 +4,8 @@ Two parts, of which what is there already is not made again:
 
     ladder      trains each stage by its bare command (the seven on the names, gpt on the tales)
                 and writes what it reaches to book/results/ladder.json
-    pictures    draws the inside of each trained model as book/results/STAGE.svg
+    pictures    draws the inside of each trained model as book/results/STAGE.svg, and what the
+                recurrent ones hear of the tokens before as gradients.svg
 
 A stage whose result is of the settings that its command has today is done (--fresh makes it anew);
 a run that was stopped is gone on with. The runs stay in runs/book, for the pictures need them.
@@ -33,6 +34,7 @@ from nanogpt.settings import settle
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("ladder", "pictures")
+RECURRENT = ("rnn", "lstm", "gru")
 NUM, LENGTH = 10, 500  # samples of lines; tokens of the one sample of a text
 KEPT = (
     "data", "parameters", "steps", "best_step", "tokens", "train_loss", "val_loss", "test_loss",
@@ -161,6 +163,13 @@ def pictures(stages: list[str], folder: Path, kept: Path) -> None:
         began = time.monotonic()
         figures.draw(stage, *sample.load_run(kept / stage), path)
         print(f"{say}: {time.monotonic() - began:.0f} s, in {path}", flush=True)
+    whole = all((kept / stage / "best.pt").is_file() for stage in RECURRENT)
+    if whole and set(RECURRENT) & set(stages):
+        loaded = {stage: sample.load_run(kept / stage) for stage in RECURRENT}
+        models = {stage: model for stage, (model, _) in loaded.items()}
+        tokenizer = loaded[RECURRENT[0]][1]  # all are trained on the same names
+        figures.gradients(models, tokenizer, folder / "gradients.svg")
+        print(f"gradients of {', '.join(RECURRENT)}: in {folder / 'gradients.svg'}", flush=True)
 
 
 def make_parser() -> cli.Parser:
