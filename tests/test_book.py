@@ -31,7 +31,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(marks, "ROOT", tmp_path)
     monkeypatch.setattr(marks, "FOLDERS", (".",))
     (tmp_path / "code.py").write_text(CODE, "utf-8")
-    put(tmp_path / "numbers.json", {"runs": {"a": {"loss": 2.0, "text": "x"}}, "list": [8, 4]})
+    put(tmp_path / "numbers.json", {"runs": {"a": {"loss": 2.0, "text": "x"}}, "list": [8, 4],
+                                     "rows": [{"stage": "a", "seed": 1, "loss": 3},
+                                              {"stage": "a b, c", "seed": 1, "loss": 5},
+                                              {"stage": "a", "seed": 2, "loss": 6}]})
     return tmp_path
 
 
@@ -202,6 +205,8 @@ def test_diffs_are_those_of_the_command(command):
     ("runs.a.loss .4f", "2.0000"), ("runs.a.loss", "2.0"), ("runs.a.text", "x"),
     ("list.0 / list.1 .1f", "2.0"), ("list.1 / list.0 .0%", "50%"), ("list.0 / 1e3 .3f", "0.008"),
     ("list.0 - list.1", "4"), ("list.0 - 1.5", "6.5"), ("list.0 ,", "8"),
+    ("rows.seed=2.loss", "6"), ("rows.stage=a&seed=2.loss", "6"),
+    ('"rows.stage=a b, c.loss" .1f', "5.0"), ("rows.stage=a&seed=2.loss / rows.0.loss", "2.0"),
 ))
 def test_values(project, words, shown):
     assert between(filled(f"a <!-- value numbers.json {words} -->?<!-- end -->")) == [shown]
@@ -230,6 +235,9 @@ def test_values_in_the_cells_of_a_table(project):
     ("a <!-- value code.py a -->8<!-- end -->", 1, "no whole JSON"),
     ("a <!-- value numbers.json runs.a.los -->8<!-- end -->", 1, "no los. Did you mean loss?"),
     ("a <!-- value numbers.json list.2 -->8<!-- end -->", 1, "has no list.2"),
+    ("a <!-- value numbers.json rows.stage=c.loss -->8<!-- end -->", 1, "no one row stage=c."),
+    ("a <!-- value numbers.json rows.stage=a.loss -->8<!-- end -->", 1, "no one row stage=a."),
+    ("a <!-- value numbers.json rows.stage.loss -->8<!-- end -->", 1, "there is no stage."),
     ("a <!-- value numbers.json list.0.x -->8<!-- end -->", 1, "has no list.0.x"),
     ("a <!-- value numbers.json runs.a.text .2f -->8<!-- end -->", 1, "in the format '.2f'"),
     ("a <!-- value numbers.json list.0 .2f 4 -->8<!-- end -->", 1, "one format, not .2f 4"),
@@ -237,6 +245,7 @@ def test_values_in_the_cells_of_a_table(project):
     ("a <!-- value numbers.json list.0 / 0 -->8<!-- end -->", 1, "the second not 0"),
     ("a <!-- value numbers.json runs.a -->8<!-- end -->", 1, "neither a number nor a text"),
     ("<!-- code gone.py -->\n<!-- end -->", 1, "no file gone.py."),
+    ("<!-- code numbers.json rows -->\n<!-- end -->", 1, "numbers.json is no Python"),
     ("<!-- code code.py Cell.second -->\n<!-- end -->", 1, "no Cell.second in code.py"),
     ('<!-- code code.py Cell from "x" -->\n<!-- end -->', 1, 'from "text" to "text", not from x'),
     ('<!-- code code.py Cell from "a" to "z =" -->\n<!-- end -->', 1, "holds 'z ='"),
