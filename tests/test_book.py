@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import book
 import data
 import nanogpt
 import train
 from book import marks, results, tables
 from makemore import __main__ as ladder
-from makemore import diff
+from makemore import diff, stage_class
 
 ROOT = Path(__file__).parents[1]
 LADDER = ROOT / "book/results/ladder.json"
-TINY = ("--lines", "--steps=6", "--batch-size=8", "--eval-every=2", "--block-size=7",
+TINY = ("--lines", "--steps=6", "--batch-size=8", "--eval-every=3", "--block-size=7",
         "--device=cpu")
 BATCHES = data.batches
 
@@ -362,7 +364,7 @@ def test_results_by_part(tiny, begun, tmp_path, capsys):
     rnn = first["stages"]["rnn"]
     result = json.loads((tmp_path / "runs/rnn/result.json").read_text("utf-8"))
     assert all(rnn[name] == result[name] for name in results.KEPT)
-    assert [point[0] for point in rnn["curve"]] == [0, 2, 4, 6]
+    assert [point[0] for point in rnn["curve"]] == [0, 3, 6]
     assert len(rnn["samples"]) == 10 and rnn["about"] == first["about"]
     capsys.readouterr()
     second = tiny("--stages", "bigram", "rnn", "gru")
@@ -429,3 +431,29 @@ def test_families_have_their_marks():
     """Every name that can be compared may stand in a mark."""
     for family in diff.families():
         assert marks.difference(family[0], family[1]).startswith("```")
+
+
+def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, capsys):
+    drawn = []
+    pen = SimpleNamespace(
+        draw=lambda stage, model, tokenizer, path: drawn.append((stage, type(model), path.name)),
+        gradients=lambda models, tokenizer, path: drawn.append((*models, path.name)))
+    monkeypatch.setattr(book, "figures", pen, raising=False)
+    tiny("--stages", "bigram", "rnn")
+
+    def draw(*stages):
+        args = ["--parts", "pictures", "--stages", *stages]
+        args += ["--out", tmp_path / "out", "--runs", tmp_path / "runs"]
+        results.make(results.make_parser().parse_args(list(map(str, args))))
+
+    draw("bigram", "mlp", "rnn")
+    assert drawn == [("bigram", stage_class("bigram"), "bigram.svg"),
+                     ("rnn", stage_class("rnn"), "rnn.svg")]
+    assert f"mlp: no run in {tmp_path / 'runs' / 'mlp'}" in capsys.readouterr().out
+    for stage in ("lstm", "gru"):  # what is in a run's folder counts, not its name
+        shutil.copytree(tmp_path / "runs/rnn", tmp_path / "runs" / stage)
+    drawn.clear()
+    draw("bigram")
+    draw("gru")
+    assert drawn[1:] == [("gru", stage_class("rnn"), "gru.svg"),
+                         ("rnn", "lstm", "gru", "gradients.svg")]
