@@ -17,9 +17,10 @@ HTML, and not inside of an equation):
 
     <!-- value book/results/ladder.json stages.rnn.test_loss .4f -->1.9442<!-- end -->
 
-A file, the way to the number in it (names, or places in a list from 0), and Python's format. Behind
-the way may stand " / " or " - " and another way in that file, or a number. Marks inside of fenced
-code and of `code` are text like any other.
+A file, the way to the number in it, and Python's format. The way is made of names; in a list, of
+places from 0, or better, as places change, of what the row must hold: rows.stage=rnn&data=tales
+(in quotation marks where there are spaces). Behind the way may stand " / " or " - " and another way
+in that file, or a number. Marks inside of fenced code and of `code` are text like any other.
 
 Who changes code that is shown, or makes results anew (python -m book.results), runs this too.
 """
@@ -195,6 +196,8 @@ def code(file: str, *words: str) -> str:
     """A definition in a file, or all of it, or the parts of it that are asked for."""
     lines = source(file).splitlines()
     if words and words[0] not in ("from", "to"):
+        if not file.endswith(".py"):
+            raise ValueError(f"{file} is no Python, where {words[0]} could be defined.")
         node: ast.AST = ast.parse("\n".join(lines))
         name, *words = words
         for part in name.split("."):
@@ -315,16 +318,25 @@ def value(file: str, way: str, *words: str) -> str:
 
 
 def found(way: str, file: str):
-    """What stands at "stages.rnn.test_loss" or "rows.0.ratio" of a JSON file."""
+    """What stands at "stages.rnn.test_loss" or "rows.stage=rnn&data=tales.val_loss" of a file."""
     here = results(file)
     for part in way.split("."):
         try:
-            here = here[int(part)] if isinstance(here, list) else here[part]
+            here = row(here, part) if isinstance(here, list) else here[part]
         except (KeyError, ValueError, IndexError, TypeError):
             known = list(here) if isinstance(here, dict) else []
-            raise ValueError(f"{file} has no {way}: there is no {part}."
-                             f"{nearest(part, known)}") from None
+            only = "there is no one row" if "=" in part else "there is no"
+            raise ValueError(f"{file} has no {way}: {only} {part}.{nearest(part, known)}") from None
     return here
+
+
+def row(rows: list, which: str):
+    """The row at a place from 0, or the only one that holds all of "stage=rnn&data=tales"."""
+    if "=" not in which:
+        return rows[int(which)]
+    wanted = dict(pair.split("=") for pair in which.split("&"))
+    (only,) = (r for r in rows if all(str(r.get(name)) == text for name, text in wanted.items()))
+    return only
 
 
 def results(file: str):

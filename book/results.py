@@ -78,31 +78,35 @@ def trained(stage: str, settings: dict, run: Path, fresh: bool) -> None:
     """See to it that the run folder holds a finished run. Errors as of train.py."""
     state = "none" if fresh else state_of(run, settings)
     if state == "done":
-        return
-    if state == "stopped":
+        print(f"{run} holds it already")
+    elif state == "stopped":
         train.resume_run(settings_parser().parse_args([f"--resume={run}"]))
-        return
-    shutil.rmtree(run, ignore_errors=True)
-    train.new_run(settings_parser().parse_args([*command(stage), f"--out={run}"]))
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        train.new_run(settings_parser().parse_args([*command(stage), f"--out={run}"]))
 
 
 def summary(run: Path, settings: dict) -> dict:
     """What the articles show of a finished run. Losses in nats per token.
 
-    curve: [step, tokens, seconds, validation loss] of every evaluation. known_samples: those that
-    stand in the training set.
+    about: when it was finished, and with which versions and code. curve: [step, tokens, seconds,
+    validation loss] of every evaluation. known_samples: those that stand in the training set.
     """
     result = json.loads((run / "result.json").read_text("utf-8"))
     checkpoint = runs.load_checkpoint(run)
     model, tokenizer = sample.restore(checkpoint)
     config = checkpoint["config"]
+    day = datetime.date.fromtimestamp((run / "result.json").stat().st_mtime).isoformat()
+    environment = json.loads((run / "config.json").read_text("utf-8"))["environment"]
     lines = config["kind"] == "lines"
     num, length = (NUM, 2 * config["block_size"]) if lines else (1, LENGTH)
     samples = sample.texts(model, tokenizer, "", num, length, config["separated"], seed=0)
     known = sample.training_lines(config) if lines else set()
     curve = [[line["step"], line["tokens"], line["seconds"], round(line["val_loss"], 6)]
              for line in runs.read_metrics(run)]
-    return {name: result[name] for name in KEPT} | {
+    return {
+        "about": {"date": day, "environment": environment},
+        **{name: result[name] for name in KEPT},
         "samples": samples,
         "known_samples": [text for text in samples if text in known],
         "curve": curve,
@@ -116,30 +120,32 @@ def sizes(source: str) -> dict[str, int]:
 
 
 def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
-    """Train the stages, where need be, and write ladder.json after each."""
+    """Train the stages, where need be, and put what they reach into ladder.json at the end.
+
+    Until then the run folders hold it, so nothing is lost if this is stopped; and all runs are of
+    the same commit, which a change of ladder.json would spoil.
+    """
     path = folder / "ladder.json"
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {"stages": {}}
-    about = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
+    done = results["stages"]
     for number, stage in enumerate(stages, 1):
         say = f"[{number} of {len(stages)}] {stage}"
         settings = settings_of(command(stage))
-        old = results["stages"].get(stage)
-        if old and agrees(old["settings"], settings) and not fresh:
-            print(f"{say}: done on {old['about']['date']}; --fresh makes it anew")
+        if stage in done and agrees(done[stage]["settings"], settings) and not fresh:
+            print(f"{say}: done on {done[stage]['about']['date']}; --fresh makes it anew")
             continue
         print(f"\n{say}: python train.py {' '.join(command(stage))}", flush=True)
         began = time.monotonic()
         trained(stage, settings, kept / stage, fresh)
-        found = {"about": about} | summary(kept / stage, settings)
-        others = results["stages"] | {stage: found}
-        order = [name for name in STAGES if name in others]
-        splits = {source: sizes(source) for source in sorted({
-            others[name]["data"] for name in order} & data.SETS.keys())}
-        results = {"about": about, "data": splits,
-                   "stages": {name: others[name] for name in order}}
-        runs.write_json(path, results)
-        print(f"{say}: {time.monotonic() - began:.0f} s, in {path}", flush=True)
-    print(f"\n{table(results['stages'])}")
+        done[stage] = summary(kept / stage, settings)
+        results["about"] = done[stage]["about"]
+        print(f"{say}: {time.monotonic() - began:.0f} s", flush=True)
+    results["stages"] = {stage: done[stage] for stage in STAGES if stage in done}
+    sets = [source for source in data.SETS if any(row["data"] == source for row in done.values())]
+    results["data"] = {source: sizes(source) for source in sets}
+    order = ("about", "data", "stages")
+    runs.write_json(path, {name: results[name] for name in order})
+    print(f"\n{table(results['stages'])}\nIn {path}.")
 
 
 def table(stages: dict[str, dict]) -> str:

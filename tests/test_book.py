@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import book
 import data
 import nanogpt
 import train
 from book import marks, results, tables
 from makemore import __main__ as ladder
-from makemore import diff
+from makemore import diff, stage_class
 
 ROOT = Path(__file__).parents[1]
 LADDER = ROOT / "book/results/ladder.json"
-TINY = ("--lines", "--steps=6", "--batch-size=8", "--eval-every=2", "--block-size=7",
+TINY = ("--lines", "--steps=6", "--batch-size=8", "--eval-every=3", "--block-size=7",
         "--device=cpu")
 BATCHES = data.batches
 
@@ -31,7 +33,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(marks, "ROOT", tmp_path)
     monkeypatch.setattr(marks, "FOLDERS", (".",))
     (tmp_path / "code.py").write_text(CODE, "utf-8")
-    put(tmp_path / "numbers.json", {"runs": {"a": {"loss": 2.0, "text": "x"}}, "list": [8, 4]})
+    put(tmp_path / "numbers.json", {"runs": {"a": {"loss": 2.0, "text": "x"}}, "list": [8, 4],
+                                     "rows": [{"stage": "a", "seed": 1, "loss": 3},
+                                              {"stage": "a b, c", "seed": 1, "loss": 5},
+                                              {"stage": "a", "seed": 2, "loss": 6}]})
     return tmp_path
 
 
@@ -202,6 +207,8 @@ def test_diffs_are_those_of_the_command(command):
     ("runs.a.loss .4f", "2.0000"), ("runs.a.loss", "2.0"), ("runs.a.text", "x"),
     ("list.0 / list.1 .1f", "2.0"), ("list.1 / list.0 .0%", "50%"), ("list.0 / 1e3 .3f", "0.008"),
     ("list.0 - list.1", "4"), ("list.0 - 1.5", "6.5"), ("list.0 ,", "8"),
+    ("rows.seed=2.loss", "6"), ("rows.stage=a&seed=2.loss", "6"),
+    ('"rows.stage=a b, c.loss" .1f', "5.0"), ("rows.stage=a&seed=2.loss / rows.0.loss", "2.0"),
 ))
 def test_values(project, words, shown):
     assert between(filled(f"a <!-- value numbers.json {words} -->?<!-- end -->")) == [shown]
@@ -230,6 +237,9 @@ def test_values_in_the_cells_of_a_table(project):
     ("a <!-- value code.py a -->8<!-- end -->", 1, "no whole JSON"),
     ("a <!-- value numbers.json runs.a.los -->8<!-- end -->", 1, "no los. Did you mean loss?"),
     ("a <!-- value numbers.json list.2 -->8<!-- end -->", 1, "has no list.2"),
+    ("a <!-- value numbers.json rows.stage=c.loss -->8<!-- end -->", 1, "no one row stage=c."),
+    ("a <!-- value numbers.json rows.stage=a.loss -->8<!-- end -->", 1, "no one row stage=a."),
+    ("a <!-- value numbers.json rows.stage.loss -->8<!-- end -->", 1, "there is no stage."),
     ("a <!-- value numbers.json list.0.x -->8<!-- end -->", 1, "has no list.0.x"),
     ("a <!-- value numbers.json runs.a.text .2f -->8<!-- end -->", 1, "in the format '.2f'"),
     ("a <!-- value numbers.json list.0 .2f 4 -->8<!-- end -->", 1, "one format, not .2f 4"),
@@ -237,6 +247,7 @@ def test_values_in_the_cells_of_a_table(project):
     ("a <!-- value numbers.json list.0 / 0 -->8<!-- end -->", 1, "the second not 0"),
     ("a <!-- value numbers.json runs.a -->8<!-- end -->", 1, "neither a number nor a text"),
     ("<!-- code gone.py -->\n<!-- end -->", 1, "no file gone.py."),
+    ("<!-- code numbers.json rows -->\n<!-- end -->", 1, "numbers.json is no Python"),
     ("<!-- code code.py Cell.second -->\n<!-- end -->", 1, "no Cell.second in code.py"),
     ('<!-- code code.py Cell from "x" -->\n<!-- end -->', 1, 'from "text" to "text", not from x'),
     ('<!-- code code.py Cell from "a" to "z =" -->\n<!-- end -->', 1, "holds 'z ='"),
@@ -353,7 +364,7 @@ def test_results_by_part(tiny, begun, tmp_path, capsys):
     rnn = first["stages"]["rnn"]
     result = json.loads((tmp_path / "runs/rnn/result.json").read_text("utf-8"))
     assert all(rnn[name] == result[name] for name in results.KEPT)
-    assert [point[0] for point in rnn["curve"]] == [0, 2, 4, 6]
+    assert [point[0] for point in rnn["curve"]] == [0, 3, 6]
     assert len(rnn["samples"]) == 10 and rnn["about"] == first["about"]
     capsys.readouterr()
     second = tiny("--stages", "bigram", "rnn", "gru")
@@ -420,3 +431,29 @@ def test_families_have_their_marks():
     """Every name that can be compared may stand in a mark."""
     for family in diff.families():
         assert marks.difference(family[0], family[1]).startswith("```")
+
+
+def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, capsys):
+    drawn = []
+    pen = SimpleNamespace(
+        draw=lambda stage, model, tokenizer, path: drawn.append((stage, type(model), path.name)),
+        gradients=lambda models, tokenizer, path: drawn.append((*models, path.name)))
+    monkeypatch.setattr(book, "figures", pen, raising=False)
+    tiny("--stages", "bigram", "rnn")
+
+    def draw(*stages):
+        args = ["--parts", "pictures", "--stages", *stages]
+        args += ["--out", tmp_path / "out", "--runs", tmp_path / "runs"]
+        results.make(results.make_parser().parse_args(list(map(str, args))))
+
+    draw("bigram", "mlp", "rnn")
+    assert drawn == [("bigram", stage_class("bigram"), "bigram.svg"),
+                     ("rnn", stage_class("rnn"), "rnn.svg")]
+    assert f"mlp: no run in {tmp_path / 'runs' / 'mlp'}" in capsys.readouterr().out
+    for stage in ("lstm", "gru"):  # what is in a run's folder counts, not its name
+        shutil.copytree(tmp_path / "runs/rnn", tmp_path / "runs" / stage)
+    drawn.clear()
+    draw("bigram")
+    draw("gru")
+    assert drawn[1:] == [("gru", stage_class("rnn"), "gru.svg"),
+                         ("rnn", "lstm", "gru", "gradients.svg")]
