@@ -55,17 +55,20 @@ def bigram(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
         image = heat(axes, chances.sqrt(), "Blues", 0, 0.8)  # so that small ones can be told apart
         axes.set_xticks(range(len(shown)), labels)
         axes.set_yticks(range(len(shown)), labels)
-        axes.set_xlabel("next character (\u00b7 the end)")
-        axes.set_ylabel("this character (\u00b7 the start)")
+        axes.set_xlabel("next character (\u2022 the end)")
+        axes.set_ylabel("this character (\u2022 the start)")
         marks = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6)
         bar = sheet.colorbar(image, label="probability", shrink=0.6, extend="max")
         bar.set_ticks([mark**0.5 for mark in marks], labels=[f"{mark:g}" for mark in marks])
 
 
 def mlp(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
-    """The embedding in the two directions in which it varies most (Pearson 1901)."""
+    """The embedding in the two directions in which it varies most (Pearson 1901).
+
+    All embeddings are brought to one length, for those of rare letters are long.
+    """
     shown = texts_of(tokenizer)
-    places, shares = principal(model.embedding.weight.detach()[shown])
+    places, shares = principal(F.normalize(model.embedding.weight.detach()[shown]))
     with figure(4.8, 4.4, path) as sheet:
         axes = sheet.subplots()
         axes.scatter(*places.T.tolist(), s=0)  # only for the limits
@@ -75,7 +78,7 @@ def mlp(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
             axes.annotate(text, place, ha="center", va="center", color=hue, fontsize=12)
         for axis, share, number in zip("xy", shares.tolist(), ("first", "second")):
             axes.set(**{f"{axis}label": f"{number} direction, {share:.0%} of the variance"})
-        axes.set_title("letters by their embedding: vowels red, \u00b7 start and end")
+        axes.set_title("letters by their embedding: vowels red, \u2022 start and end")
 
 
 def cnn(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
@@ -353,7 +356,7 @@ def beginnings(tokenizer: Tokenizer, length: int) -> tuple[Tensor, Tensor]:
 
 def label(tokenizer: Tokenizer, token: int) -> str:
     """A token as it stands at an axis."""
-    text = "\u00b7" if token == END else tokenizer.decode([token])
+    text = "\u2022" if token == END else tokenizer.decode([token])
     return text.replace(" ", "\u2423").replace("\n", "\u21b5")
 
 

@@ -225,5 +225,5 @@ def test_principal_directions():
 
 def test_special_tokens_and_blanks_have_labels():
     labels = [figures.label(TOKENIZER, i) for i in figures.texts_of(TOKENIZER)]
-    assert labels[0] == "\u00b7" and "\u2423" in labels and " " not in labels
+    assert labels[0] == "\u2022" and "\u2423" in labels and " " not in labels
     assert len(labels) == len(set(labels)) == TOKENIZER.vocab_size - 3
