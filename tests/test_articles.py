@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from book.diagrams import DIAGRAMS
+
 ROOT = Path(__file__).parents[1]
 ARTICLES = [
     *(f"makemore/{stage}.md" for stage in ("lstm", "gru", "transformer")),
@@ -46,3 +48,13 @@ def test_no_article_is_too_long(article):
 def test_every_answer_is_folded_away(article):
     text = (ROOT / article).read_text("utf-8")
     assert text.count("<details><summary>Answer</summary>\n\n") == text.count("</details>")
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_is_small_and_always_the_same(name, tmp_path):
+    paths = tmp_path / "first.svg", tmp_path / "second.svg"
+    for path in paths:
+        DIAGRAMS[name](path)
+    first, second = (path.read_bytes() for path in paths)
+    assert first == second
+    assert len(first) < 200_000
