@@ -11,11 +11,9 @@ import pytest
 from book.diagrams import DIAGRAMS, draw_all
 
 ROOT = Path(__file__).parents[1]
-ARTICLES = [
-    *(f"makemore/{stage}.md" for stage in ("lstm", "gru", "transformer")),
-    "makemore/without_torch/without_torch.md", "nanogpt/gpt.md", "finetune/finetune.md",
-    *(f"book/{name}.md" for name in ("tokens", "loss", "optimizers", "initialisation", "sampling")),
-]
+FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "finetune", "book")
+ARTICLES = [str(path.relative_to(ROOT)) for folder in FOLDERS
+            for path in sorted((ROOT / folder).glob("*.md"))]
 MARKED = re.compile(r"<!-- (code|diff|table|samples) .*?-->.*?<!-- end -->", re.S)
 SNIPPET = re.compile(r"```python\n(.*?)```", re.S)
 PRINTED = re.compile(r"print\(.*\)  # (.*)")
