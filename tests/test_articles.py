@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from book.diagrams import DIAGRAMS, draw_all
+from makemore import STAGES
 
 ROOT = Path(__file__).parents[1]
 ARTICLES = [
-    *(f"makemore/{stage}.md" for stage in ("lstm", "gru", "transformer")),
+    *(f"makemore/{stage}.md" for stage in STAGES),
     "makemore/without_torch/without_torch.md", "nanogpt/gpt.md", "finetune/finetune.md",
     *(f"book/{name}.md" for name in ("tokens", "loss", "optimizers", "initialisation", "sampling")),
 ]
