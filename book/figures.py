@@ -147,12 +147,13 @@ def transformer(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
     """The attention of all heads over a name."""
     tokens = tokens_of(tokenizer, NAME)
     maps = attention_maps(model, tokens)
-    with figure(7.2, 1.95 * len(maps) + 0.2, path) as sheet:
+    with figure(7.6, 1.95 * len(maps) + 0.2, path) as sheet:
         grid = sheet.subplots(len(maps), len(maps[0]), squeeze=False)
         for layer, (row, heads) in enumerate(zip(grid, maps), start=1):
             for head, (axes, weights) in enumerate(zip(row, heads), start=1):
-                attention(axes, weights, tokenizer, tokens)
+                image = attention(axes, weights, tokenizer, tokens, 1.0)
                 axes.set_title(f"layer {layer}, head {head}")
+        sheet.colorbar(image, ax=grid, label="weight", shrink=0.5)
         sheet.supxlabel("looked at", fontsize=9)
         sheet.supylabel("looks from", fontsize=9)
 
@@ -163,12 +164,13 @@ def gpt(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
     tokens = tokens_of(tokenizer, SENTENCE)
     maps = attention_maps(model, tokens)[-4:]
     first = len(model.layers) - len(maps)
-    with figure(7.2, 7.2, path) as sheet:
+    with figure(7.6, 7.0, path) as sheet:
         grid = sheet.subplots(2, 2).flatten()
         for layer, (axes, heads) in enumerate(zip(grid, maps), start=first + 1):
             head = int(distances(heads).argmax())
-            attention(axes, heads[head], tokenizer, tokens, fontsize=6.5)
+            image = attention(axes, heads[head], tokenizer, tokens, 0.5, fontsize=6.5)
             axes.set_title(f"layer {layer}, head {head + 1}")
+        sheet.colorbar(image, ax=grid, label="weight", shrink=0.3, extend="max")
         for axes in grid[len(maps):]:
             axes.set_axis_off()
         sheet.supxlabel("looked at", fontsize=9)
@@ -392,13 +394,16 @@ def gates(shown: dict[str, Tensor], tokenizer: Tokenizer, tokens: Tensor, path: 
         sheet.colorbar(image, ax=list(grid[1]), label="0 closed, 1 open", shrink=0.7)
 
 
-def attention(axes, weights: Tensor, tokenizer: Tokenizer, tokens: Tensor, fontsize=8) -> None:
-    """A map (T, T) of what each token looks at."""
-    heat(axes, weights, "Blues", 0, 1)
+def attention(
+    axes, weights: Tensor, tokenizer: Tokenizer, tokens: Tensor, most: float, fontsize: float = 8
+):
+    """A map (T, T) of what each token looks at; a weight of `most` is darkest."""
+    image = heat(axes, weights, "Blues", 0, most)
     axes.set_aspect("equal")
     name_below(axes, tokenizer, tokens)
     axes.set_yticks(range(tokens.shape[1]), [label(tokenizer, i) for i in tokens[0].tolist()])
     axes.tick_params(labelsize=fontsize, length=0, pad=2)
+    return image
 
 
 @contextmanager
