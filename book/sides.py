@@ -62,7 +62,7 @@ def words(line: str, other: str) -> list[tuple[str, bool]]:
 
 
 def table(before: str, after: str) -> Markup:
-    """Blocks of lines that are the same and of lines that changed, those of `before` at the left."""
+    """Blocks of lines, the same or changed: those of `before` at the left."""
     a, b = source(before).splitlines(), source(after).splitlines()
     blocks = []
     for tag, a1, a2, b1, b2 in diff.matcher(a, b).get_opcodes():

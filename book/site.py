@@ -42,7 +42,7 @@ PAGES = {"README.md": "about.html"}  # that do not lie where their files do
 PICTURES = (".svg", ".png", ".jpg", ".gif")
 LISTED = (".md", ".py", ".json", ".tsv", ".jsonl", ".html", ".css", ".js", *PICTURES)
 LONGEST = 100_000  # characters of a file that its page shows
-ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # how an address that is not ours begins
+ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # an address that is not ours
 
 
 class Book:
