@@ -2,7 +2,7 @@
 
 import re
 from functools import cache
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from markupsafe import Markup
 
@@ -19,6 +19,13 @@ def families() -> list[list[str]]:
     """The names that may be compared with each other: the stages, those in NumPy, the pieces."""
     stages, *pieces = diff.families()
     return [[*stages, *(stage + NUMPY for stage in BACKENDS["numpy"])], *pieces]
+
+
+def steps(family: list[str]) -> list[tuple[str, str]]:
+    """Each to the next, and at the end what is in NumPy beside the same in PyTorch."""
+    ladder = [name for name in family if not name.endswith(NUMPY)]
+    return [*pairwise(ladder), *((name, name.removesuffix(NUMPY)) for name in family
+                                 if name.endswith(NUMPY))]
 
 
 def spoken(name: str) -> str:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from itertools import pairwise, permutations
+from itertools import permutations
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -59,7 +59,7 @@ class Book:
             loader=templates, autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )
-        self.env.globals |= dict(spoken=sides.spoken, pair=pair, pairwise=pairwise)
+        self.env.globals |= dict(spoken=sides.spoken, pair=pair, steps=sides.steps)
         self.env.filters["code"] = code
 
     def link(self, href: str, file: str) -> str:
@@ -162,7 +162,7 @@ def write_diffs(book: Book) -> None:
     families = sides.families()
     book.write("diff/index.html", "pairs.html", title="Compare", families=families)
     for family in families:
-        steps = list(pairwise(family))
+        steps = sides.steps(family)
         for before, after in permutations(family, 2):
             title = f"{sides.spoken(before)} → {sides.spoken(after)}"
             at = steps.index((before, after)) if (before, after) in steps else None
@@ -222,7 +222,7 @@ def write_wanted(book: Book) -> None:
 
 
 def entries(folder: Path) -> list[tuple[str, str]]:
-    """The files and folders in a folder, and what the first line of each says of it."""
+    """The files and folders in a folder, and what each says of itself."""
     found = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         file = path.relative_to(ROOT).as_posix()
@@ -235,10 +235,10 @@ def entries(folder: Path) -> list[tuple[str, str]]:
 
 
 def said(path: Path) -> str:
-    """The title of an article, or the first line of what a Python file says of itself."""
-    pattern = {".py": r'"""(.+?)(?:"""|\n)', ".md": r"# (.+)"}.get(path.suffix)
-    found = re.match(pattern, path.read_text("utf-8")) if pattern else None
-    return found[1].strip() if found else ""
+    """The title of an article, or the first paragraph of what a Python file says of itself."""
+    pattern = {".py": r'"""(.+?)(?:"""|\n\n)', ".md": r"# (.+?)\n"}.get(path.suffix)
+    found = re.match(pattern, path.read_text("utf-8"), re.DOTALL) if pattern else None
+    return " ".join(found[1].split()) if found else ""
 
 
 def prepare(out: Path) -> None:

@@ -188,7 +188,7 @@ def page(chromium):
     """A page of a profile of its own. It must write no error to the console and ask for nothing
     that is not on this machine."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)  # milliseconds; a machine may be busy
     page, faults = context.new_page(), []
 
     def asked(request):

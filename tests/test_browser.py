@@ -126,7 +126,8 @@ def test_the_plot(page, book):
     page.keyboard.press("Space")
     assert stages.nth(3).locator("circle").bounding_box() != where
     assert page.locator("polyline").count() == 7
-    page.keyboard.press("Tab")  # from the switch into the plot
+    page.keyboard.press("Tab")  # from the switch
+    page.keyboard.press("Tab")  # into the plot
     assert page.evaluate("document.activeElement.dataset.stage") == "bigram"
     assert panel.locator("h3").inner_text() == "bigram"
     page.keyboard.press("ArrowRight")
@@ -135,6 +136,8 @@ def test_the_plot(page, book):
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert panel.locator("h3").inner_text() == "transformer"
+    page.get_by_label("without the bigram").check()
+    assert stages.count() == 6
 
 
 def test_the_keyboard_reaches_what_scrolls(page, book):

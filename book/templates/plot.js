@@ -8,9 +8,9 @@ if (box) drawLadder(box, JSON.parse(document.getElementById("ladder-data").textC
 function drawLadder(box, stages) {
   const svg = box.querySelector("svg");
   const panel = box.querySelector(".samples");
-  const W = 760, H = 420, LEFT = 52, RIGHT = 600, TOP = 16, BOTTOM = 372, GAP = 22;
+  const LEFT = 46, TOP = 12, GAP = 22; // pixels: room for the numbers at the left, a line of text
   let chosen = stages.reduce((a, b) => (b.test_loss < a.test_loss ? b : a));
-  let axis = "parameters";
+  let axis = "parameters", shown = stages, width = 0;
   box.hidden = false;
 
   function make(name, attributes, parent, text) {
@@ -20,54 +20,57 @@ function drawLadder(box, stages) {
     return parent.appendChild(element);
   }
 
-  // Round numbers between two: 1, 2, 5 and their tens for the logarithmic axis, tenths for the loss.
-  function ticks(low, high, logarithmic) {
+  // Round numbers between two: by equal steps for the loss, tens (and 2, 5 times) for the other.
+  function evenly(low, high) {
+    const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].find((s) => (high - low) / s <= 7);
+    const first = Math.ceil(low / step);
+    return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+  }
+
+  function byTens(low, high) {
     const found = [];
-    if (!logarithmic) {
-      for (let t = Math.ceil(low * 10); t <= high * 10; t++) found.push(t / 10);
-      return found;
-    }
-    const many = high / low > 300;
     for (let ten = 10 ** Math.floor(Math.log10(low)); ten <= high; ten *= 10) {
-      for (const t of many ? [1] : [1, 2, 5]) if (t * ten >= low && t * ten <= high) found.push(t * ten);
+      for (const t of high / low > 100 ? [1] : [1, 2, 5]) found.push(t * ten);
     }
-    return found;
+    return found.filter((t) => t >= low && t <= high);
   }
 
   function draw() {
-    const values = stages.map((s) => s[axis]);
+    width = svg.clientWidth;
+    const narrow = width < 560, H = narrow ? 330 : 420;
+    const right = width - (narrow ? 136 : 160), bottom = H - 48;
+    const values = shown.map((s) => s[axis]), losses = shown.map((s) => s.test_loss);
     const low = Math.min(...values) / 1.6, high = Math.max(...values) * 1.3;
-    const losses = stages.map((s) => s.test_loss);
     const best = Math.min(...losses), worst = Math.max(...losses);
     const room = 0.08 * (worst - best || 1);
-    const x = (v) => LEFT + (RIGHT - LEFT) * Math.log(v / low) / Math.log(high / low);
-    const y = (v) => BOTTOM - (BOTTOM - TOP) * (v - best + room) / (worst - best + 2 * room);
+    const x = (v) => LEFT + (right - LEFT) * Math.log(v / low) / Math.log(high / low);
+    const y = (v) => bottom - (bottom - TOP) * (v - best + room) / (worst - best + 2 * room);
     svg.replaceChildren();
-    svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
+    svg.setAttribute("height", H);
     const clip = make("clipPath", { id: "inside" }, make("defs", {}, svg));
-    make("rect", { x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP }, clip);
+    make("rect", { x: LEFT, y: TOP, width: right - LEFT, height: bottom - TOP }, clip);
 
-    for (const t of ticks(best - room, worst + room, false)) {
-      make("line", { class: "grid", x1: LEFT, x2: RIGHT, y1: y(t), y2: y(t) }, svg);
-      make("text", { x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, svg, t.toFixed(1));
+    for (const t of evenly(best - room, worst + room)) {
+      make("line", { class: "grid", x1: LEFT, x2: right, y1: y(t), y2: y(t) }, svg);
+      make("text", { x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, svg, t.toFixed(2));
     }
-    for (const t of ticks(low, high, true)) {
-      make("line", { class: "grid", x1: x(t), x2: x(t), y1: TOP, y2: BOTTOM }, svg);
-      make("text", { x: x(t), y: BOTTOM + 20, "text-anchor": "middle" }, svg, t.toLocaleString("en"));
+    for (const t of byTens(low, high)) {
+      make("line", { class: "grid", x1: x(t), x2: x(t), y1: TOP, y2: bottom }, svg);
+      make("text", { x: x(t), y: bottom + 20, "text-anchor": "middle" }, svg, t.toLocaleString("en"));
     }
-    make("text", { x: (LEFT + RIGHT) / 2, y: BOTTOM + 42, "text-anchor": "middle" }, svg,
+    make("text", { x: (LEFT + right) / 2, y: bottom + 42, "text-anchor": "middle" }, svg,
       axis === "parameters" ? "parameters" : "seconds");
 
     // Names stand in a column at the right, in the order of the losses, a line each.
-    const order = [...stages].sort((a, b) => b.test_loss - a.test_loss);
+    const order = [...shown].sort((a, b) => b.test_loss - a.test_loss);
     const heights = new Map();
     order.forEach((s, i) => heights.set(s, Math.max(y(s.test_loss), i ? heights.get(order[i - 1]) + GAP : 0)));
-    for (let i = order.length - 1, below = BOTTOM + GAP; i >= 0; i--) {
+    for (let i = order.length - 1, below = bottom + GAP; i >= 0; i--) {
       below = Math.min(heights.get(order[i]), below - GAP);
       heights.set(order[i], below);
     }
 
-    for (const s of stages) {
+    for (const s of shown) {
       const label = `${s.stage}: test loss ${s.test_loss.toFixed(4)}, ` +
         `${s.parameters.toLocaleString("en")} parameters, ${Math.round(s.seconds)} seconds`;
       const group = make("g", { class: "stage", tabindex: 0, role: "button", "aria-label": label }, svg);
@@ -77,10 +80,10 @@ function drawLadder(box, stages) {
         make("polyline", { points: points.join(" "), "clip-path": "url(#inside)" }, group);
       }
       const [px, py, h] = [x(s[axis]), y(s.test_loss), heights.get(s)];
-      make("path", { class: "leader", d: `M${px},${py} L${RIGHT + 8},${h} h8` }, group);
-      make("rect", { class: "target", x: RIGHT + 8, y: h - GAP / 2, width: W - RIGHT - 8, height: GAP }, group);
+      make("path", { class: "leader", d: `M${px},${py} L${right + 8},${h} h8` }, group);
+      make("rect", { class: "target", x: right + 8, y: h - GAP / 2, width: width - right - 8, height: GAP }, group);
       make("circle", { cx: px, cy: py, r: 6 }, group);
-      make("text", { x: RIGHT + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(2)}`);
+      make("text", { x: right + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(3)}`);
       for (const kind of ["pointerenter", "focus", "click"]) group.addEventListener(kind, () => choose(s));
     }
     choose(chosen);
@@ -113,13 +116,15 @@ function drawLadder(box, stages) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const next = (stages.indexOf(chosen) + step + stages.length) % stages.length;
+    const next = (shown.indexOf(chosen) + step + shown.length) % shown.length;
     svg.querySelectorAll("g.stage")[next].focus();
   });
-  box.addEventListener("change", (event) => {
-    axis = event.target.value;
+  box.addEventListener("change", () => {
+    axis = box.querySelector("input[name=axis]:checked").value;
+    shown = box.querySelector("input[name=close]")?.checked ? stages.slice(1) : stages;
     box.dataset.axis = axis;
     draw();
   });
+  new ResizeObserver(() => { if (svg.clientWidth !== width) draw(); }).observe(svg);
   draw();
 }
