@@ -20,6 +20,7 @@ from pygments.util import ClassNotFound
 FENCE = re.compile(r" {0,3}(```+|~~~+)")
 COMMENT = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|<!--.*?-->", re.DOTALL)  # or a span of code
 ADDRESS = re.compile(r"""(\s)(href|src)=(["'])(.*?)\3""")  # in HTML within Markdown
+UNDRAWN = '<span class="note">No picture yet: <code>make results</code> draws it.</span>'
 Line = list[tuple[str, str]]  # parts of a line of code, each with its class in the style sheet
 
 
@@ -35,8 +36,8 @@ class Rendered:
 def render(text: str, link: Callable[[str], str]) -> Rendered:
     """Markdown as GitHub reads it, with $equations$.
 
-    link: what the address of a link or an image is on the page. ValueError: an equation that
-    cannot be read.
+    link: what the address of a link or an image is on the page, or empty for an image that is not
+    there yet. ValueError: an equation that cannot be read.
     """
     parser = MarkdownIt("commonmark", {"html": True, "highlight": highlight})
     parser.enable(["table", "strikethrough"])
@@ -44,6 +45,9 @@ def render(text: str, link: Callable[[str], str]) -> Rendered:
     parser.use(dollarmath_plugin, renderer=equation, double_inline=True, allow_labels=False)
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    image = parser.renderer.rules["image"]
+    parser.add_render_rule("image", lambda _, tokens, at, *rest: (
+        image(tokens, at, *rest) if tokens[at].attrs["src"] else UNDRAWN))
     tokens = parser.parse(without_comments(text))
     title, headings = "", []
     for token, inside in zip(tokens, [*tokens[1:], None]):

@@ -131,15 +131,15 @@ def test_the_front_page_shows_what_the_results_hold(book, ladder_results):
 def test_without_results_the_book_says_so(tmp_path, ladder_results, monkeypatch):
     monkeypatch.setattr(site, "write_diffs", lambda book: None)  # they take the most time
     monkeypatch.setattr(site, "write_wanted", lambda book: None)
-    (note,) = site.build(tmp_path / "none", tmp_path / "missing.json")
-    assert "rnn" in note and "make results" in note
+    notes = site.build(tmp_path / "none", tmp_path / "missing.json")
+    assert "no results yet: rnn (make results)" in notes
     html = (tmp_path / "none/index.html").read_text("utf-8")
     assert "No results yet of bigram, mlp" in html and "ladder-data" not in html
     some = json.loads(ladder_results.read_text("utf-8"))
     some["stages"] = {name: some["stages"][name] for name in ("bigram", "gpt")}
     (tmp_path / "some.json").write_text(json.dumps(some), "utf-8")
-    (note,) = site.build(tmp_path / "some", tmp_path / "some.json")
-    assert "bigram" not in note and "gpt" not in note
+    notes = " ".join(site.build(tmp_path / "some", tmp_path / "some.json"))
+    assert "yet: mlp" in notes and "yet: bigram" not in notes and "yet: gpt" not in notes
     assert "No results yet of mlp" in (tmp_path / "some/index.html").read_text("utf-8")
 
 
@@ -218,6 +218,14 @@ def test_markdown_as_github_reads_it():
     assert "<summary>Answer</summary>\n<p>It is <strong>4</strong>.</p>\n</details>" in html
 
 
+def test_a_picture_that_is_not_drawn_yet():
+    def link(href):
+        return "" if href.startswith("results") else href
+
+    html = str(render("![rnn](results/rnn.svg) ![text](text.png)\n", link).body)
+    assert "No picture yet" in html and html.count("<img") == 1 and 'alt="text"' in html
+
+
 def test_dollars_that_are_no_equation():
     assert "<math" not in html_of("`$RUNGS_DATA/a` and `$HOME`, 5 $ or 6 $ a day")
     assert html_of("$$\na = b\n$$\n").count('<math display="block"') == 1
@@ -234,7 +242,8 @@ def test_links_lead_to_pages(tmp_path):
     assert book.link("../kernels", at) == "../kernels/index.html"
     assert book.link("../benchmarks/results/text.png", at) == "../benchmarks/results/text.png"
     assert book.link("https://example.org/a.md", at) == "https://example.org/a.md"
-    assert not book.faults
+    assert book.link("../book/results/no.svg", at) == ""
+    assert not book.faults and book.undrawn == ["book/results/no.svg"]
     book.link("../../etc/passwd", at)
     book.link("no.py", at)
     assert len(book.faults) == 2 and "makemore/rnn.md links to no.py" in book.faults[1]
