@@ -38,7 +38,7 @@ function drawLadder(box, stages) {
   function draw() {
     width = svg.clientWidth;
     const narrow = width < 560, H = narrow ? 330 : 420;
-    const right = width - (narrow ? 136 : 160), bottom = H - 48;
+    const right = width - (narrow ? 148 : 160), bottom = H - 48;
     const values = shown.map((s) => s[axis]), losses = shown.map((s) => s.test_loss);
     const low = Math.min(...values) / 1.6, high = Math.max(...values) * 1.3;
     const best = Math.min(...losses), worst = Math.max(...losses);
@@ -83,7 +83,7 @@ function drawLadder(box, stages) {
       make("path", { class: "leader", d: `M${px},${py} L${right + 8},${h} h8` }, group);
       make("rect", { class: "target", x: right + 8, y: h - GAP / 2, width: width - right - 8, height: GAP }, group);
       make("circle", { cx: px, cy: py, r: 6 }, group);
-      make("text", { x: right + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(3)}`);
+      make("text", { x: right + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(narrow ? 2 : 3)}`);
       for (const kind of ["pointerenter", "focus", "click"]) group.addEventListener(kind, () => choose(s));
     }
     choose(chosen);
