@@ -135,13 +135,13 @@ def lexed(code: str, language: str = "", file: str = "") -> list[Line]:
     except ClassNotFound:
         lexer = TextLexer(**options)
     lines: list[Line] = [[]]
-    for kind, text in lexer.get_tokens(code):
+    for kind, text in lexer.get_tokens(code + "\n"):  # some lexers know a line by its end
         while kind not in STANDARD_TYPES:
             kind = kind.parent
         first, *rest = text.split("\n")
         lines[-1].append((STANDARD_TYPES[kind], first))
         lines.extend([(STANDARD_TYPES[kind], part)] for part in rest)
-    return lines
+    return lines[:-1]
 
 
 def spans(line: Line, words: list[tuple[str, bool]] | None = None) -> str:

@@ -137,7 +137,7 @@ def pair(before: str, after: str) -> str:
 
 def code(text: str, file: str) -> list[Markup]:
     """The lines of a file, coloured."""
-    return [Markup(spans(line)) for line in lexed(text, file=file)]
+    return [Markup(spans(line)) for line in lexed(text.rstrip("\n"), file=file)]
 
 
 def write_articles(book: Book) -> None:

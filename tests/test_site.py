@@ -198,6 +198,8 @@ def test_colours_change_no_character():
     html = [spans(line) for line in lines]
     assert html[0].startswith('<span class="k">def</span> <span class="nf">f</span>')
     assert "&lt;b&gt;" in html[3]
+    last = lexed("-a\n+b", language="diff")[-1]
+    assert spans(last) == '<span class="gi">+b</span>'
     whole = "".join(part for _, part in lines[0])
     assert spans(lines[0], [(whole[:5], False), ("(x", True), ("):", False)]).count("<mark>") == 2
 

@@ -37,6 +37,7 @@ function drawLadder(box, stages) {
 
   function draw() {
     width = svg.clientWidth;
+    if (!width) return; // not laid out yet: the observer draws
     const narrow = width < 560, H = narrow ? 330 : 420;
     const right = width - (narrow ? 148 : 160), bottom = H - 48;
     const values = shown.map((s) => s[axis]), losses = shown.map((s) => s.test_loss);
@@ -56,7 +57,8 @@ function drawLadder(box, stages) {
     }
     for (const t of byTens(low, high)) {
       make("line", { class: "grid", x1: x(t), x2: x(t), y1: TOP, y2: bottom }, svg);
-      make("text", { x: x(t), y: bottom + 20, "text-anchor": "middle" }, svg, t.toLocaleString("en"));
+      make("text", { x: x(t), y: bottom + 20, "text-anchor": "middle" }, svg,
+        t.toLocaleString("en", { notation: "compact" }));
     }
     make("text", { x: (LEFT + right) / 2, y: bottom + 42, "text-anchor": "middle" }, svg,
       axis === "parameters" ? "parameters" : "seconds");
