@@ -198,7 +198,8 @@ def write_front(book: Book) -> None:
     ]
     missing = [stage for stage, _, _, row in rows if not row]
     book.write("index.html", "front.html", title="rungs", rows=rows, plotted=plotted, data=data,
-               missing=missing, about=results["about"], families=sides.families(), file="")
+               missing=missing, about=results["about"], families=sides.families(),
+               playable=(ROOT / "book/play.html").is_file())
 
 
 def article_of(stage: str) -> str:
