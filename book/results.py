@@ -4,8 +4,9 @@ Two parts, of which what is there already is not made again:
 
     ladder      trains each stage by its bare command (the seven on the names, gpt on the tales)
                 and writes what it reaches to book/results/ladder.json
-    pictures    draws the inside of each trained model as book/results/STAGE.svg, and what the
-                recurrent ones hear of the tokens before as gradients.svg
+    pictures    draws the inside of each trained model as book/results/STAGE.svg, what the
+                recurrent ones hear of the tokens before as gradients.svg, and the diagrams of the
+                short articles, for which nothing is trained
 
 A stage whose result is of the settings that its command has today is done (--fresh makes it anew);
 a run that was stopped is gone on with. The runs stay in runs/book, for the pictures need them.
@@ -159,7 +160,7 @@ def table(stages: dict[str, dict]) -> str:
 
 def pictures(stages: list[str], folder: Path, kept: Path) -> None:
     """Draw what is inside of the trained models."""
-    from book import figures  # matplotlib is slow to import, and ladder does without
+    from book import diagrams, figures  # matplotlib is slow to import, and ladder does without
 
     for number, stage in enumerate(stages, 1):
         say, path = f"[{number} of {len(stages)}] {stage}", folder / f"{stage}.svg"
@@ -176,6 +177,8 @@ def pictures(stages: list[str], folder: Path, kept: Path) -> None:
         tokenizer = loaded[RECURRENT[0]][1]  # all are trained on the same names
         figures.gradients(models, tokenizer, folder / "gradients.svg")
         print(f"gradients of {', '.join(RECURRENT)}: in {folder / 'gradients.svg'}", flush=True)
+    diagrams.draw_all(folder)
+    print(f"diagrams of the short articles: in {folder}", flush=True)
 
 
 def make_parser() -> cli.Parser:

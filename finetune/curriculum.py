@@ -17,7 +17,7 @@ from .chat import Conversation
 QUESTIONS, STRINGS = 0.5, 0.375  # of the rows of a batch; the rest are tales
 TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
 WHOLE, MOST = 0.15, 8  # share of whole tales among what is asked about, and questions about one
-SENTENCES = 6  # of a passage, at most
+SENTENCES = 2  # of a passage, on average: where to look is learned where there is little to see
 ASKED = 0.9  # how often the tale's own questions are asked again, where the answer is in sight
 EXCHANGED = 0.7  # how often the names are others
 
@@ -61,7 +61,7 @@ def question_talk(generator: np.random.Generator) -> Conversation:
 def passage(text: str, generator: np.random.Generator) -> str:
     """A few sentences in a row."""
     begins = [0, *(blank.end() for blank in re.finditer(r"(?<=[.!?\"])\s+", text)), len(text)]
-    number = generator.integers(1, min(SENTENCES, len(begins) - 1) + 1)
+    number = min(generator.geometric(1 / SENTENCES), len(begins) - 1)
     first = generator.integers(len(begins) - number)
     return text[begins[first]:begins[first + number]].strip()
 

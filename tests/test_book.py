@@ -16,7 +16,7 @@ import book
 import data
 import nanogpt
 import train
-from book import marks, results, tables
+from book import diagrams, marks, results, tables
 from makemore import __main__ as ladder
 from makemore import diff, stage_class
 
@@ -439,6 +439,7 @@ def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, ca
         draw=lambda stage, model, tokenizer, path: drawn.append((stage, type(model), path.name)),
         gradients=lambda models, tokenizer, path: drawn.append((*models, path.name)))
     monkeypatch.setattr(book, "figures", pen, raising=False)
+    monkeypatch.setattr(diagrams, "draw_all", lambda folder: drawn.append((folder.name,)))
     tiny("--stages", "bigram", "rnn")
 
     def draw(*stages):
@@ -448,12 +449,12 @@ def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, ca
 
     draw("bigram", "mlp", "rnn")
     assert drawn == [("bigram", stage_class("bigram"), "bigram.svg"),
-                     ("rnn", stage_class("rnn"), "rnn.svg")]
+                     ("rnn", stage_class("rnn"), "rnn.svg"), ("out",)]
     assert f"mlp: no run in {tmp_path / 'runs' / 'mlp'}" in capsys.readouterr().out
     for stage in ("lstm", "gru"):  # what is in a run's folder counts, not its name
         shutil.copytree(tmp_path / "runs/rnn", tmp_path / "runs" / stage)
     drawn.clear()
     draw("bigram")
     draw("gru")
-    assert drawn[1:] == [("gru", stage_class("rnn"), "gru.svg"),
-                         ("rnn", "lstm", "gru", "gradients.svg")]
+    assert drawn[2:] == [("gru", stage_class("rnn"), "gru.svg"),
+                         ("rnn", "lstm", "gru", "gradients.svg"), ("out",)]
