@@ -597,7 +597,7 @@ def test_what_is_made_afresh_is_of_training_alone():
         again = curriculum.question_talk(np.random.default_rng(seed))
         assert talk.messages == again.messages and len(talk.messages) % 2 == 0
         text = talk.messages[0].rsplit("\n\n", 1)[0]
-        plain = [part for part in re.split(r"[^a-z ]", text) if len(part) > 20]
+        plain = [part for part in re.split(r"[A-Z]\w*|[^a-z ]", text) if len(part) > 20]
         assert all(part in train for part in plain)
         assert all(answer in talk.messages[0] for answer in talk.messages[1::2])
 
