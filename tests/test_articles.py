@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 
 from book.diagrams import DIAGRAMS, draw_all
-from makemore import STAGES
 
 ROOT = Path(__file__).parents[1]
-ARTICLES = [
-    *(f"makemore/{stage}.md" for stage in STAGES),
-    "makemore/without_torch/without_torch.md", "nanogpt/gpt.md", "finetune/finetune.md",
-    *(f"book/{name}.md" for name in ("tokens", "loss", "optimizers", "initialisation", "sampling")),
-]
+FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "finetune", "book")
+ARTICLES = [str(path.relative_to(ROOT)) for folder in FOLDERS
+            for path in sorted((ROOT / folder).glob("*.md"))]
 MARKED = re.compile(r"<!-- (code|diff|table|samples) .*?-->.*?<!-- end -->", re.S)
 SNIPPET = re.compile(r"```python\n(.*?)```", re.S)
 PRINTED = re.compile(r"print\(.*\)  # (.*)")
