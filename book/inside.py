@@ -1,6 +1,6 @@
 """What a model makes of a beginning, as plain numbers: what the page (play.py) draws.
 
-A picture is a list of maps, and a map is a table of numbers:
+A picture has a caption and maps, and a map is a table of numbers:
 
     title, rows and columns (a text each, or a token as in `label`), values (a list a row),
     signed: whether they lie around 0, mark: the row that matters, or None
@@ -84,9 +84,9 @@ def look(
     drawn = chances(logits[None], temperature, top_k, top_p)[0]
     drawn = drawn / drawn.sum()
     order = probabilities.argsort(descending=True, stable=True)[:LISTED].tolist()
-    shown = reading.shown[0].tolist()
+    shown = labels(reading, tokenizer)
     return {
-        "tokens": [label(tokenizer, t) | {"nats": nats} for t, nats in zip(shown, reading.surprise())],
+        "tokens": [token | {"nats": nats} for token, nats in zip(shown, reading.surprise())],
         "earlier": len(reading.tokens) - len(shown),
         "next": [
             label(tokenizer, token)
@@ -97,8 +97,7 @@ def look(
         "others": model.vocab_size - len(order),
         "pictures": list(offered),
         "picture": picture,
-        "maps": offered[picture](reading, tokenizer),
-    }
+    } | offered[picture](reading, tokenizer)
 
 
 def label(tokenizer: data.Tokenizer, token: int) -> dict:
@@ -113,7 +112,7 @@ def label(tokenizer: data.Tokenizer, token: int) -> dict:
 
 
 def pictures(model: LanguageModel, stage: str) -> dict[str, Callable]:
-    """The pictures of a model, the most telling first: (reading, tokenizer) -> maps."""
+    """The pictures of a model, the most telling first: (reading, tokenizer) -> caption and maps."""
     offered = {}
     if stage == "bigram":
         offered["the table"] = table
@@ -135,24 +134,28 @@ def map_of(title: str, rows: list, columns: list, values: Tensor, signed=False, 
 
 
 def labels(reading: Reading, tokenizer: data.Tokenizer) -> list[dict]:
-    return [label(tokenizer, token) for token in reading.shown[0].tolist()]
+    """Of the tokens that are shown. An END among them is where the document starts."""
+    tokens = reading.shown[0].tolist()
+    return [{"text": "", "name": "start"} if token == data.END else label(tokenizer, token)
+            for token in tokens]
 
 
-def table(reading: Reading, tokenizer: data.Tokenizer) -> list[dict]:
+def table(reading: Reading, tokenizer: data.Tokenizer) -> dict:
     """A bigram's: how likely each token is (column) after each (row). Of a large one, a row."""
     last = reading.tokens[-1]
     tokens = [t for t in range(reading.model.vocab_size) if t not in tokenizer.silent]
-    rows, title = tokens, "how likely each token is (across) after each (down)"
+    rows, caption = tokens, "How likely each token is (across) after each (down)."
     if len(tokens) > TALL:
         tokens = sorted(reading.next.topk(SHOWN).indices.tolist())
-        rows, title = [last], "the row of the last token, where it is likeliest"
+        rows, caption = [last], "The row of the last token: the likeliest after it."
     column = torch.tensor(rows, device=reading.reader.device)[:, None]
     values = reading.model(column)[0][:, 0].double().softmax(1)[:, tokens]
     names = [label(tokenizer, t) for t in tokens]
-    return [map_of(title, [label(tokenizer, t) for t in rows], names, values, mark=rows.index(last))]
+    first = [label(tokenizer, t) for t in rows]
+    return dict(caption=caption, maps=[map_of("", first, names, values, mark=rows.index(last))])
 
 
-def state(reading: Reading, tokenizer: data.Tokenizer, place: int, name: str) -> list[dict]:
+def state(reading: Reading, tokenizer: data.Tokenizer, place: int, name: str) -> dict:
     """What a recurrent stage remembers after each token: a map a layer, a row a unit."""
     now, after = reading.state, []
     for token in reading.shown[0]:
@@ -161,15 +164,15 @@ def state(reading: Reading, tokenizer: data.Tokenizer, place: int, name: str) ->
     maps = []
     for layer, columns in enumerate(zip(*after), start=1):
         values = torch.stack(columns, 1)[:TALL]  # (C, T)
-        title = f"{name} of layer {layer}, a row for each of {len(columns[0])} units"
+        title = f"layer {layer}, {len(columns[0])} units"
         if len(columns[0]) > TALL:
-            title += f", the first {TALL}"
+            title += f", of which the first {TALL}"
         units = [f"unit {i + 1}" for i in range(len(values))]
         maps.append(map_of(title, units, labels(reading, tokenizer), values.float(), signed=True))
-    return maps
+    return dict(caption=f"{name} after each token (across), a row for each unit.", maps=maps)
 
 
-def influence(reading: Reading, tokenizer: data.Tokenizer) -> list[dict]:
+def influence(reading: Reading, tokenizer: data.Tokenizer) -> dict:
     """What the model would lose without each token: as if zeros stood there, as before a beginning.
 
     The divergence of what it then expects from what it expects now (Kullback & Leibler 1951), in
@@ -186,8 +189,9 @@ def influence(reading: Reading, tokenizer: data.Tokenizer) -> list[dict]:
     missing = logits[:, -1].float().cpu().double().log_softmax(1)  # (T, V)
     known = reading.next.double().log_softmax(0)
     nats = (known.exp() * (known - missing)).nan_to_num(0).sum(1).clamp(min=0)
-    title = "nats that the next token would cost more, did the model not see this one"
-    return [map_of(title, ["nats"], labels(reading, tokenizer)[-T:], nats[None])]
+    caption = "How many nats more the next token would cost, did the model not see this one."
+    maps = [map_of("", ["nats"], labels(reading, tokenizer)[-T:], nats[None])]
+    return dict(caption=caption, maps=maps)
 
 
 @contextmanager
@@ -212,24 +216,23 @@ def without(model: LanguageModel, hidden: Tensor) -> Iterator[None]:
         del model.model.windows
 
 
-def attention_of_last(reading: Reading, tokenizer: data.Tokenizer) -> list[dict]:
+def attention_of_last(reading: Reading, tokenizer: data.Tokenizer) -> dict:
     """How much the last token takes from each, by every head: one map, a row a head."""
     layers = [weights[0, :, -1] for weights in weights_of(reading)]  # (H, S) each
     heads = [f"layer {i + 1}, head {j + 1}" for i, w in enumerate(layers) for j in range(len(w))]
     values, columns = lumped(torch.cat(layers), labels(reading, tokenizer))
-    title = "what the last token takes from each, a row for each head"
-    return [map_of(title, heads[:TALL], columns, values[:TALL])]
+    caption = "What the last token takes from each (across), a row for each head."
+    return dict(caption=caption, maps=[map_of("", heads[:TALL], columns, values[:TALL])])
 
 
-def attention_in(reading: Reading, tokenizer: data.Tokenizer, layer: int) -> list[dict]:
+def attention_in(reading: Reading, tokenizer: data.Tokenizer, layer: int) -> dict:
     """How much each token takes from each before it: a map a head."""
     names = labels(reading, tokenizer)
     maps = []
     for head, weights in enumerate(weights_of(reading)[layer][0], start=1):
         values, columns = lumped(weights, names)
-        title = f"head {head}: what each token (down) takes from each (across)"
-        maps.append(map_of(title, names, columns, values))
-    return maps
+        maps.append(map_of(f"head {head}", names, columns, values))
+    return dict(caption="What each token (down) takes from each before it (across).", maps=maps)
 
 
 def lumped(weights: Tensor, names: list[dict]) -> tuple[Tensor, list]:

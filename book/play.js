@@ -1,7 +1,9 @@
 // The page of play.py: asks the server what a run makes of a beginning, and draws it.
 "use strict";
 
-const ROWS = 24; // bars that are shown
+const ROWS = 16; // bars that are shown
+const FONT = "12px ui-monospace, monospace";
+const SIGNS = { start: "^", end: "$", earlier: "…" }; // where there is no room for the name
 const find = (selector, root = document) => root.querySelector(selector);
 const inputs = { temperature: 1, top_k: 0, top_p: 1, seed: 0 };
 const panes = [];
@@ -19,9 +21,10 @@ async function ask(path, body, signal) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer; is it still running in its terminal?");
   }
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({}));
-  throw new Error(told.error || `The server answered ${answer.status}.`);
+  if (answer.ok && !answer.headers.get("Content-Type").startsWith("application/json")) return answer.body;
+  const told = await answer.json().catch(() => ({ error: `The server answered ${answer.status}.` }));
+  if (told.error) throw new Error(told.error);
+  return told;
 }
 
 // Numbers of the form, held within what the server takes; what is half typed counts as its least.
@@ -60,7 +63,7 @@ class Pane {
     this.root = root;
     this.side = side;
     for (const part of ["run", "about", "error", "next", "others", "cost", "typed",
-      "picture", "maps", "cell", "num", "length", "samples", "status"]) {
+      "picture", "caption", "maps", "scale", "cell", "num", "length", "samples", "status"]) {
       this[part] = find(`.${part}`, root);
     }
     find("h2", root).textContent = `${side} run`;
@@ -90,8 +93,7 @@ class Pane {
     this.root.setAttribute("aria-busy", "true");
     const body = { run: this.run.value, prompt: find("#prompt").value, picture: this.picture.value, ...settings() };
     try {
-      const answer = await ask("look", body);
-      this.show(await answer.json());
+      this.show(await ask("look", body));
     } catch (error) {
       this.error.textContent = error.message;
       this.root.classList.add("stale");
@@ -174,7 +176,24 @@ class Pane {
     if (!this.seen) return;
     this.maps.classList.toggle("many", this.seen.maps.length > 2);
     this.maps.replaceChildren();
-    for (const map of this.seen.maps) new Chart(map, this);
+    this.caption.textContent = this.seen.caption;
+    const values = this.seen.maps.flatMap((map) => map.values.flat()).map(Math.abs);
+    const high = values.reduce((most, value) => Math.max(most, value), 1e-9); // one scale for all
+    for (const map of this.seen.maps) new Chart(map, this, high);
+    this.showScale(high);
+  }
+
+  showScale(high) {
+    this.scale.replaceChildren();
+    const [map] = this.seen.maps;
+    if (map.rows.length === 1) return;
+    for (const step of map.signed ? [-1, -0.25, 0, 0.25, 1] : [0, 0.1, 0.4, 1]) {
+      const swatch = element("i");
+      swatch.style.background = `rgba(var(--${step < 0 ? "cold" : "hot"}), ${Math.sqrt(Math.abs(step))})`;
+      const entry = element("span");
+      entry.append(swatch, (step * high).toFixed(high < 10 ? 2 : 0));
+      this.scale.append(entry);
+    }
   }
 
   // A sample, a line of JSON for each token, drawn as they come.
@@ -193,8 +212,7 @@ class Pane {
     let tokens = 0;
     try {
       const body = { run: this.run.value, prompt, num, length, ...settings(), seed };
-      const answer = await ask("sample", body, going.signal);
-      for await (const line of linesOf(answer.body)) {
+      for await (const line of linesOf(await ask("sample", body, going.signal))) {
         if (line.error) throw new Error(line.error);
         if (line.tokens !== undefined) {
           const speed = line.tokens / Math.max(line.seconds, 0.001);
@@ -256,12 +274,13 @@ async function* linesOf(body) {
 
 // Numbers as colours, or a single row as bars. The arrow keys and the pointer say what stands where.
 class Chart {
-  constructor(map, pane) {
+  constructor(map, pane, high) {
     this.map = map;
     this.pane = pane;
+    this.high = high; // of the strongest colour, the same in all maps of a picture
     this.rows = map.rows.length;
     this.columns = map.columns.length;
-    this.high = Math.max(1e-9, ...map.values.flat().map(Math.abs));
+    this.bars = this.rows === 1;
     const figure = element("figure", "map");
     const scroll = element("div", "scroll");
     this.canvas = element("canvas");
@@ -269,10 +288,13 @@ class Chart {
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", this.summary());
     scroll.append(this.canvas);
-    figure.append(element("figcaption", "", map.title), scroll, this.scale());
+    if (map.title) figure.append(element("figcaption", "", map.title));
+    figure.append(scroll);
     pane.maps.append(figure);
-    this.draw(scroll.clientWidth);
-    scroll.scrollLeft = scroll.scrollWidth;
+    this.context = this.canvas.getContext("2d");
+    this.measure(scroll.clientWidth);
+    this.draw();
+    scroll.scrollLeft = scroll.scrollWidth; // where one is typing
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => { pane.cell.textContent = ""; });
     this.canvas.addEventListener("keydown", (event) => this.step(event));
@@ -280,81 +302,63 @@ class Chart {
 
   summary() {
     const values = this.map.values.flat();
-    const [least, most] = [Math.min(...values), Math.max(...values)];
-    return `${this.map.title}: ${this.rows} rows, ${this.columns} columns, values from ${least} to ${most}. The arrow keys read it.`;
+    const least = values.reduce((a, b) => Math.min(a, b)), most = values.reduce((a, b) => Math.max(a, b));
+    return `${this.map.title || this.pane.caption.textContent} ${this.rows} rows, ${this.columns} columns, values from ${least} to ${most}. The arrow keys read it.`;
   }
 
-  get bars() { return this.rows === 1; }
-
-  colour(value) {
-    const strength = Math.sqrt(Math.abs(value) / this.high);
-    return `rgba(var(--${value < 0 ? "cold" : "hot"}), ${strength.toFixed(3)})`;
-  }
-
-  scale() {
-    const row = element("div", "scale");
-    if (this.bars) return row;
-    const steps = this.map.signed ? [-1, -0.25, 0, 0.25, 1] : [0, 0.1, 0.4, 1];
-    for (const step of steps) {
-      const value = step * this.high;
-      const swatch = element("i");
-      swatch.style.background = this.colour(value);
-      const entry = element("span");
-      entry.append(swatch, value.toFixed(this.high < 10 ? 2 : 0));
-      row.append(entry);
-    }
-    return row;
-  }
-
-  draw(room) {
-    const style = getComputedStyle(document.documentElement);
-    const colours = Object.fromEntries(["hot", "cold", "ink", "quiet", "accent", "paper"]
-      .map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
-    const small = this.map.rows.length === this.columns && this.columns > 16;
-    const named = this.rows > 1 && this.rows <= 64 && !String(this.map.rows[0]).startsWith("unit");
-    const texts = this.map.rows.map(shownAs);
-    const mono = "12px ui-monospace, monospace";
-    const context = this.canvas.getContext("2d");
-    context.font = mono;
-    this.left = named ? Math.ceil(Math.max(...texts.map((t) => context.measureText(t).width))) + 6 : 0;
-    this.bottom = 18;
+  // The width and height of a cell, and the room for names at the left and at the bottom.
+  measure(room) {
+    this.context.font = FONT;
+    const square = !this.bars && this.map.rows.length <= 64 && Math.abs(this.rows - this.columns) < 2;
+    const widest = Math.max(0, ...this.map.rows.slice(0, 64).map((row) => this.context.measureText(shownAs(row)).width));
+    const names = Math.ceil(widest) + 6;
     const least = this.columns > 40 || this.pane.seen.maps.length > 2 ? 6 : 12;
-    this.width = Math.max(least, Math.min(26, Math.floor((room - this.left) / this.columns)));
-    this.height = this.bars ? 90 : Math.max(1, Math.min(16, Math.floor(330 / this.rows)));
-    if (small) this.height = this.width = Math.min(16, this.width);
-    const [w, h] = [this.left + this.width * this.columns + 1, this.height * this.rows + this.bottom];
+    const fit = (left) => Math.max(least, Math.min(26, Math.floor((room - left) / this.columns)));
+    const tall = (left) => this.bars ? 90 : square ? Math.min(16, fit(left)) : Math.max(1, Math.min(16, Math.floor(330 / this.rows)));
+    this.left = !this.bars && tall(names) >= 9 ? names : 0;
+    [this.width, this.height] = [fit(this.left), tall(this.left)];
     const ratio = window.devicePixelRatio || 1;
+    const [w, h] = [this.left + this.width * this.columns + 1, this.height * this.rows + 18];
     [this.canvas.width, this.canvas.height] = [Math.ceil(w * ratio), Math.ceil(h * ratio)];
     [this.canvas.style.width, this.canvas.style.height] = [`${w}px`, `${h}px`];
-    context.scale(ratio, ratio);
-    context.font = mono;
-    context.textBaseline = "middle";
-    context.fillStyle = colours.paper;
-    context.fillRect(this.left, 0, this.width * this.columns, this.height * this.rows);
+    this.context.scale(ratio, ratio);
+  }
+
+  draw() {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const [hot, cold] = [colour("hot"), colour("cold")];
+    const { context, left, width, height } = this;
+    context.fillStyle = colour("paper");
+    context.fillRect(left, 0, width * this.columns, height * this.rows);
+    const [gapX, gapY] = [width > 8 ? 1 : 0, height > 8 && !this.bars ? 1 : 0];
     this.map.values.forEach((row, y) => row.forEach((value, x) => {
       const strength = Math.abs(value) / this.high;
-      const hue = value < 0 ? colours.cold : colours.hot;
-      context.fillStyle = `rgba(${hue}, ${this.bars ? 1 : Math.sqrt(strength)})`;
-      const tall = this.bars ? Math.max(1, strength * (this.height - 2)) : this.height;
-      const gap = this.bars || this.width > 8 ? 1 : 0;
-      context.fillRect(this.left + x * this.width, (y + 1) * this.height - tall, this.width - gap, tall - (this.height > 8 && !this.bars ? 1 : 0));
+      const size = this.bars ? Math.max(1, strength * (height - 2)) : height;
+      context.fillStyle = `rgba(${value < 0 ? cold : hot}, ${this.bars ? 1 : Math.sqrt(strength)})`;
+      context.fillRect(left + x * width, (y + 1) * height - size, width - gapX, size - gapY);
     }));
-    context.fillStyle = colours.quiet;
-    if (named && this.height >= 9) {
-      texts.forEach((text, y) => context.fillText(text, 0, (y + 0.5) * this.height));
+    if (this.map.mark !== null) {
+      context.strokeStyle = colour("ink");
+      context.lineWidth = 1.5;
+      context.strokeRect(left + 0.5, this.map.mark * height - 0.5, width * this.columns - 1, height);
     }
+    context.fillStyle = colour("quiet");
+    this.write();
+  }
+
+  write() {
+    const { context, left, width, height } = this;
+    context.font = FONT;
+    context.textBaseline = "middle";
+    if (left) this.map.rows.forEach((row, y) => context.fillText(shownAs(row), 0, (y + 0.5) * height));
     context.textAlign = "center";
+    if (width < 7) return;
     this.map.columns.forEach((column, x) => {
       const text = shownAs(column);
-      const fits = context.measureText(text).width <= this.width + 1;
-      const sign = fits ? text : column.name === "end" ? "^" : column === "earlier" ? "…" : "";
-      if (this.width >= 7) context.fillText(sign, this.left + (x + 0.5) * this.width, this.height * this.rows + 10);
+      const short = context.measureText(text).width <= width + 1 ? text : SIGNS[column.name ?? column] ?? "";
+      context.fillText(short, left + (x + 0.5) * width, height * this.rows + 10);
     });
-    if (this.map.mark !== null) {
-      context.strokeStyle = colours.ink;
-      context.lineWidth = 1.5;
-      context.strokeRect(this.left + 0.5, this.map.mark * this.height - 0.5, this.width * this.columns - 1, this.height);
-    }
   }
 
   point(event) {
@@ -439,7 +443,7 @@ async function start() {
   theme();
   let told;
   try {
-    told = await (await ask("runs")).json();
+    told = await ask("runs");
   } catch (error) {
     find("#notice").textContent = error.message;
     return;

@@ -143,7 +143,8 @@ def settings_of(run: Path) -> dict | None:
     folder = run if run.is_dir() else run.parent
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        if (config.get("finetune") or {}).get("kind") == "classify" or config["model"] not in STAGES:
+        sorts = (config.get("finetune") or {}).get("kind") == "classify"
+        if sorts or config["model"] not in STAGES:
             return None
         return {"stage": config["model"], "data": Path(config["data"]).name or config["data"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -218,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise  # nobody is there to be told
         except (ValueError, OSError) as error:  # as on the command line: the user's to mend
-            self.fail(422, str(error))
+            self.fail(200, str(error))  # as an answer: nothing was wrong with how it was asked
         except Exception as error:  # ours to mend, and no reason to go down
             traceback.print_exc()
             self.fail(500, f"this went wrong: {str(error)[:300] or type(error).__name__}")
@@ -228,7 +229,8 @@ class Handler(BaseHTTPRequestHandler):
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
             raise Refused(403, "this server answers to its address on this machine alone.")
-        if any(origin not in {f"http://{host}" for host in self.server.hosts} for origin in origins):
+        own = {f"http://{host}" for host in self.server.hosts}
+        if not own.issuperset(origins):
             raise Refused(403, "this server answers to its own page alone.")
 
     def body(self) -> dict:
