@@ -50,6 +50,17 @@ function shownAs(token) {
   return token.text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
+const tint = (name, strength) => `color-mix(in srgb, var(--${name}) ${(100 * strength).toFixed(1)}%, var(--page))`;
+
+// A colour of the style sheet as it is in the theme of now, for a canvas.
+function colour(name) {
+  const probe = find("#theme");
+  probe.style.outlineColor = `var(--${name})`;
+  const found = getComputedStyle(probe).outlineColor;
+  probe.style.outlineColor = "";
+  return found;
+}
+
 function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -165,7 +176,7 @@ class Pane {
     for (const token of seen.tokens) {
       const span = element("span", token.name ? "special" : "", shownAs(token));
       if (token.nats !== null) {
-        span.style.background = `rgba(var(--hot), ${Math.min(0.45, token.nats / 14).toFixed(3)})`;
+        span.style.background = tint("accent", Math.min(0.4, token.nats / 16));
         span.title = `${token.nats.toFixed(3)} nats: it was given ${percent(Math.exp(-token.nats))}`;
       }
       this.typed.append(span, document.createElement("wbr"));
@@ -189,7 +200,7 @@ class Pane {
     if (map.rows.length === 1) return;
     for (const step of map.signed ? [-1, -0.25, 0, 0.25, 1] : [0, 0.1, 0.4, 1]) {
       const swatch = element("i");
-      swatch.style.background = `rgba(var(--${step < 0 ? "cold" : "hot"}), ${Math.sqrt(Math.abs(step))})`;
+      swatch.style.background = tint(step < 0 ? "cold" : "accent", Math.sqrt(Math.abs(step)));
       const entry = element("span");
       entry.append(swatch, (step * high).toFixed(high < 10 ? 2 : 0));
       this.scale.append(entry);
@@ -294,7 +305,7 @@ class Chart {
     this.context = this.canvas.getContext("2d");
     this.measure(scroll.clientWidth);
     this.draw();
-    scroll.scrollLeft = scroll.scrollWidth; // where one is typing
+    if (map.mark === null) scroll.scrollLeft = scroll.scrollWidth; // where one is typing
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => { pane.cell.textContent = ""; });
     this.canvas.addEventListener("keydown", (event) => this.step(event));
@@ -312,7 +323,7 @@ class Chart {
     const square = !this.bars && this.map.rows.length <= 64 && Math.abs(this.rows - this.columns) < 2;
     const widest = Math.max(0, ...this.map.rows.slice(0, 64).map((row) => this.context.measureText(shownAs(row)).width));
     const names = Math.ceil(widest) + 6;
-    const least = this.columns > 40 || this.pane.seen.maps.length > 2 ? 6 : 12;
+    const least = this.columns > 20 || this.pane.seen.maps.length > 2 ? 7 : 12;
     const fit = (left) => Math.max(least, Math.min(26, Math.floor((room - left) / this.columns)));
     const tall = (left) => this.bars ? 90 : square ? Math.min(16, fit(left)) : Math.max(1, Math.min(16, Math.floor(330 / this.rows)));
     this.left = !this.bars && tall(names) >= 9 ? names : 0;
@@ -325,25 +336,25 @@ class Chart {
   }
 
   draw() {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-    const [hot, cold] = [colour("hot"), colour("cold")];
+    const [above, below] = [colour("accent"), colour("cold")];
     const { context, left, width, height } = this;
-    context.fillStyle = colour("paper");
+    context.fillStyle = colour("page");
     context.fillRect(left, 0, width * this.columns, height * this.rows);
     const [gapX, gapY] = [width > 8 ? 1 : 0, height > 8 && !this.bars ? 1 : 0];
     this.map.values.forEach((row, y) => row.forEach((value, x) => {
       const strength = Math.abs(value) / this.high;
       const size = this.bars ? Math.max(1, strength * (height - 2)) : height;
-      context.fillStyle = `rgba(${value < 0 ? cold : hot}, ${this.bars ? 1 : Math.sqrt(strength)})`;
+      context.fillStyle = value < 0 ? below : above;
+      context.globalAlpha = this.bars ? 1 : Math.sqrt(strength);
       context.fillRect(left + x * width, (y + 1) * height - size, width - gapX, size - gapY);
     }));
+    context.globalAlpha = 1;
     if (this.map.mark !== null) {
-      context.strokeStyle = colour("ink");
+      context.strokeStyle = colour("text");
       context.lineWidth = 1.5;
       context.strokeRect(left + 0.5, this.map.mark * height - 0.5, width * this.columns - 1, height);
     }
-    context.fillStyle = colour("quiet");
+    context.fillStyle = colour("muted");
     this.write();
   }
 
@@ -419,20 +430,26 @@ function sampleAll() {
   showGoing();
 }
 
+// As in the book: the system's choice is not remembered, so that the page goes on following it.
 function theme() {
+  const root = document.documentElement;
   const button = find("#theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const now = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
+  const now = () => root.dataset.theme || (dark.matches ? "dark" : "light");
   const redraw = () => {
     button.textContent = now() === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-label", `${button.textContent} theme`);
     for (const pane of panes) pane.drawMaps();
   };
-  const kept = localStorage.getItem("theme");
-  if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
+  try {
+    root.dataset.theme = localStorage.getItem("theme") || "";
+  } catch {} // no storage: a choice lasts as long as the page
   button.addEventListener("click", () => {
-    const next = now() === "dark" ? "light" : "dark";
-    document.documentElement.dataset.theme = next;
-    localStorage.setItem("theme", next);
+    const wanted = now() === "dark" ? "light" : "dark";
+    root.dataset.theme = wanted === (dark.matches ? "dark" : "light") ? "" : wanted;
+    try {
+      localStorage.setItem("theme", root.dataset.theme);
+    } catch {}
     redraw();
   });
   dark.addEventListener("change", redraw);
