@@ -197,7 +197,10 @@ class Pane {
   showScale(high) {
     this.scale.replaceChildren();
     const [map] = this.seen.maps;
-    if (map.rows.length === 1) return;
+    if (map.rows.length === 1) {
+      this.scale.textContent = `The highest is ${high < 0.0005 ? 0 : high.toFixed(3)}.`;
+      return;
+    }
     for (const step of map.signed ? [-1, -0.25, 0, 0.25, 1] : [0, 0.1, 0.4, 1]) {
       const swatch = element("i");
       swatch.style.background = tint(step < 0 ? "cold" : "accent", Math.sqrt(Math.abs(step)));
@@ -324,7 +327,8 @@ class Chart {
     const widest = Math.max(0, ...this.map.rows.slice(0, 64).map((row) => this.context.measureText(shownAs(row)).width));
     const names = Math.ceil(widest) + 6;
     const least = this.columns > 20 || this.pane.seen.maps.length > 2 ? 7 : 12;
-    const fit = (left) => Math.max(least, Math.min(26, Math.floor((room - left) / this.columns)));
+    const most = square && this.pane.seen.maps.length > 2 ? 16 : 26;
+    const fit = (left) => Math.max(least, Math.min(most, Math.floor((room - left) / this.columns)));
     const tall = (left) => this.bars ? 90 : square ? Math.min(16, fit(left)) : Math.max(1, Math.min(16, Math.floor(330 / this.rows)));
     this.left = !this.bars && tall(names) >= 9 ? names : 0;
     [this.width, this.height] = [fit(this.left), tall(this.left)];
