@@ -1,4 +1,5 @@
 # make demo: set up and train the transformer on names. make test: set up and pass the tests.
+# make book: the articles, the ladder and every stage beside every other, as pages without a network.
 # make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; where it was
 # stopped it goes on.
 PYTHON ?= python3
@@ -7,13 +8,16 @@ PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block
 	--batch-size=8 --steps=1000
 TAUGHT := --steps=1000
 
-.PHONY: demo test finetune clean
+.PHONY: demo test book finetune clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --model=transformer
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+book: .venv/book
+	$(BIN)/python -m book.site
 
 finetune: runs/taught/result.json
 	cat runs/taught/report.txt
@@ -30,6 +34,10 @@ runs/taught/result.json: runs/teller/result.json
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/book: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[book]'
 	touch $@
 
 .venv/tested: .venv/installed
