@@ -414,9 +414,13 @@ function scaleBars() {
   }
 }
 
-function lookAll() {
+function showValues() {
   find("#temperature-value").textContent = Number(find("#temperature").value).toFixed(2);
   find("#top_p-value").textContent = Number(find("#top_p").value).toFixed(2);
+}
+
+function lookAll() {
+  showValues();
   for (const pane of panes) pane.look();
 }
 
@@ -491,7 +495,12 @@ async function start() {
     width = innerWidth;
     for (const pane of panes) pane.drawMaps();
   });
-  lookAll();
+  showValues();
+  await Promise.all(panes.map((pane) => pane.look()));
+  if (panes.some((pane) => pane.error.textContent)) { // runs of other letters than the page's
+    find("#prompt").value = "";
+    lookAll();
+  }
 }
 
 start();
