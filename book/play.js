@@ -159,7 +159,7 @@ class Pane {
       name.textContent = shownAs(token);
       name.classList.toggle("special", Boolean(token.name));
       find(".share", button).textContent = percent(token.chance);
-      button.title = `drawn ${percent(token.chance)}, by the model ${percent(token.probability)}`;
+      button.title = `${shownAs(token)} drawn ${percent(token.chance)}, by the model ${percent(token.probability)}`;
     });
     const shown = seen.next.slice(0, ROWS);
     const rest = seen.others + seen.next.length - shown.length;

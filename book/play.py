@@ -26,6 +26,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,6 +98,9 @@ class Shelf:
         for run in args.run or []:
             if not (run.is_file() or run.is_dir() and runs.present(run)):
                 raise ValueError(f"there is no run folder or checkpoint at {run}.")
+            if not settings_of(run):
+                raise ValueError(f"{run} is not for the page: it sorts texts, or the config.json "
+                                 "beside it is damaged.")
         if not self.offered():
             raise ValueError(f"there is no run with a checkpoint in {root}/; train one first: "
                              "python train.py --model=rnn")
@@ -197,6 +201,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     timeout = PATIENCE
+    disable_nagle_algorithm = True  # a token is not to wait for the next
     server: Server
 
     def do_GET(self) -> None:
@@ -251,11 +256,15 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "the body must be a JSON object.")
         return body
 
-    def place(self):
-        """To be held while the server works for this request. Refused: all places are taken."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Held while the server works for this request. Refused: all places are taken."""
         if not self.server.places.acquire(blocking=False):
             raise Refused(503, "too much is asked for at the same time; try again in a moment.")
-        return Held(self.server.places)
+        try:
+            yield
+        finally:
+            self.server.places.release()
 
     def send_file(self) -> None:
         path = self.path.split("?")[0]
@@ -378,19 +387,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *what) -> None:
         pass  # the terminal is for what goes wrong here, not for who asked
-
-
-class Held:
-    """A place of a semaphore, given back at the end of a `with`."""
-
-    def __init__(self, places: threading.BoundedSemaphore):
-        self.places = places
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error) -> None:
-        self.places.release()
 
 
 def text_of(asked: dict, name: str, most: int) -> str:

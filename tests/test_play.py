@@ -649,6 +649,10 @@ def test_without_a_run_it_says_how_to_make_one(refusal, tmp_path, monkeypatch):
     assert "python train.py" in refusal(sample.main, "--web")
 
 
+def test_a_run_that_cannot_write(refusal, root):
+    assert "sorts texts" in refusal(sample.main, "--web", f"--run={root / 'sorter'}")
+
+
 def test_a_port_that_is_taken(server, root, refusal, monkeypatch):
     port = server.server_port
     flags = ["--web", f"--run={root / 'rnn'}"]
