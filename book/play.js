@@ -310,7 +310,9 @@ class Chart {
     this.draw();
     if (map.mark === null) scroll.scrollLeft = scroll.scrollWidth; // where one is typing
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
-    this.canvas.addEventListener("pointerleave", () => { pane.cell.textContent = ""; });
+    this.canvas.addEventListener("pointerleave", () => {
+      if (pane.pointedAt === this) pane.cell.textContent = ""; // and not what the keys asked for
+    });
     this.canvas.addEventListener("keydown", (event) => this.step(event));
   }
 
@@ -380,6 +382,7 @@ class Chart {
     const box = this.canvas.getBoundingClientRect();
     const x = Math.floor((event.clientX - box.left - this.left) / this.width);
     const y = Math.floor((event.clientY - box.top) / this.height);
+    this.pane.pointedAt = this;
     this.tell(x, y);
   }
 
@@ -388,6 +391,7 @@ class Chart {
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
+    this.pane.pointedAt = null;
     const [x, y] = this.at || [this.columns - 1 - move[0], (this.map.mark ?? 0) - move[1]];
     this.tell(Math.min(Math.max(x + move[0], 0), this.columns - 1), Math.min(Math.max(y + move[1], 0), this.rows - 1));
   }

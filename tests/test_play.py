@@ -89,7 +89,7 @@ def server(root):
     thread.join()
 
 
-def send(server, method, path, body=b"", timeout=30, **headers):
+def send(server, method, path, body=b"", timeout=120, **headers):
     """The status and content of an answer. headers: with _ for -; None leaves one out."""
     link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=timeout)
     if isinstance(body, dict):
@@ -523,7 +523,7 @@ def test_ten_clients_at_once_all_get_theirs(server, root):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(looked) == 10
     for seed in range(10):
         expected = sample.texts(model, tokenizer, "abc", 1, 60, False, seed=seed)
@@ -532,7 +532,7 @@ def test_ten_clients_at_once_all_get_theirs(server, root):
 
 def open_sample(server, **body):
     """A connection on which a sample has begun to come."""
-    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=120)
     link.request("POST", "/sample", json.dumps(body), {"Content-Type": "application/json"})
     answer = link.getresponse()
     assert json.loads(answer.readline())["sample"] == 0
@@ -545,7 +545,7 @@ def leave(link, answer):
 
 
 def eventually(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -673,14 +673,14 @@ def test_the_command_serves_until_ctrl_c(root):
             said = process.stderr.readline()
             port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", said)[1])
             assert said.startswith("2 runs")
-            with socket.create_connection(("127.0.0.1", port), timeout=30) as link:
+            with socket.create_connection(("127.0.0.1", port), timeout=120) as link:
                 body = json.dumps({"run": str(root / "rnn"), "prompt": "a", "length": 2000})
                 head = (f"POST /sample HTTP/1.0\r\nHost: localhost:{port}\r\n"
                         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n")
                 link.sendall((head + body).encode())
                 assert link.recv(100).startswith(b"HTTP/1.0 200")
                 process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
-                assert process.wait(30) == 0
+                assert process.wait(120) == 0
             assert process.stderr.read() == "stopped.\n"
         finally:
             process.kill()
