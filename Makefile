@@ -1,5 +1,6 @@
 # make demo: set up and train the transformer on names. make test: set up and pass the tests.
-# make book: the articles, the ladder and every stage beside every other, as pages without a network.
+# make results: train the ladder anew where its results are not there yet, draw its pictures.
+# make docs: put code, diffs, tables and numbers into the articles. make book: the site, book/site/.
 # make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; where it was
 # stopped it goes on.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block
 	--batch-size=8 --steps=1000
 TAUGHT := --steps=1000
 
-.PHONY: demo test book finetune clean
+.PHONY: demo test results docs book finetune clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --model=transformer
@@ -16,7 +17,13 @@ demo: .venv/installed
 test: .venv/tested
 	$(BIN)/python -m pytest
 
-book: .venv/book
+results: .venv/installed
+	$(BIN)/python -m book.results
+
+docs: .venv/installed
+	$(BIN)/python -m book.marks
+
+book: .venv/booked
 	$(BIN)/python -m book.site
 
 finetune: runs/taught/result.json
@@ -36,12 +43,12 @@ runs/taught/result.json: runs/teller/result.json
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-.venv/book: .venv/installed
-	$(BIN)/python -m pip install --quiet -e '.[book]'
-	touch $@
-
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+.venv/booked: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[book]'
 	touch $@
 
 clean:

@@ -42,7 +42,9 @@ def render(text: str, link: Callable[[str], str]) -> Rendered:
     parser = MarkdownIt("commonmark", {"html": True, "highlight": highlight})
     parser.enable(["table", "strikethrough"])
     parser.use(anchors_plugin, min_level=2, max_level=3, slug_func=slug)
-    parser.use(dollarmath_plugin, renderer=equation, double_inline=True, allow_labels=False)
+    parser.use(dollarmath_plugin, double_inline=True, allow_labels=False, allow_space=False)
+    for kind in ("math_inline", "math_inline_double", "math_block"):
+        parser.add_render_rule(kind, lambda _, tokens, at, *rest: equation(tokens[at]))
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     image = parser.renderer.rules["image"]
@@ -50,13 +52,15 @@ def render(text: str, link: Callable[[str], str]) -> Rendered:
         image(tokens, at, *rest) if tokens[at].attrs["src"] else UNDRAWN))
     tokens = parser.parse(without_comments(text))
     title, headings = "", []
-    for token, inside in zip(tokens, [*tokens[1:], None]):
+    for at, token in enumerate(tokens):
         if token.type == "heading_open":
-            words = plain(inside)
+            words = plain(tokens[at + 1])
             if token.tag == "h1":
                 title = title or words
             elif "id" in token.attrs:
                 headings.append((int(token.tag[1]), token.attrs["id"], words))
+        if token.type == "th_open" and not tokens[at + 1].content:  # a corner heads nothing
+            token.tag = tokens[at + 2].tag = "td"
     for token in tokens:
         for part in [token, *(token.children or [])]:
             for name in ("href", "src"):
@@ -102,16 +106,18 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def equation(latex: str, options: dict) -> str:
+def equation(token) -> str:
     """LaTeX as MathML Core, in a box of its own if it is displayed. ValueError: it is wrong."""
+    latex, displayed = token.content.strip(), token.type != "math_inline"
     converter = LatexToMathML(annotation=True, fancy_error=False)
     try:
-        math = converter.convert_with_local_state(
-            latex.strip(), displaystyle=options["display_mode"]
-        )
+        math = converter.convert_with_local_state(latex, displaystyle=displayed)
     except LatexError as error:
-        raise ValueError(f"the equation {latex.strip()} cannot be read: {error}") from error
-    return f'<div class="scroll equation">{math}</div>\n' if options["display_mode"] else math
+        raise ValueError(f"the equation {latex} cannot be read: {error}") from error
+    if not displayed:
+        return math
+    tag = "div" if token.type == "math_block" else "span"  # which may stand in a paragraph
+    return f'<{tag} class="scroll equation">{math}</{tag}>'
 
 
 def highlight(code: str, language: str, _) -> str:
@@ -129,13 +135,13 @@ def lexed(code: str, language: str = "", file: str = "") -> list[Line]:
     except ClassNotFound:
         lexer = TextLexer(**options)
     lines: list[Line] = [[]]
-    for kind, text in lexer.get_tokens(code):
+    for kind, text in lexer.get_tokens(code + "\n"):  # some lexers know a line by its end
         while kind not in STANDARD_TYPES:
             kind = kind.parent
         first, *rest = text.split("\n")
         lines[-1].append((STANDARD_TYPES[kind], first))
         lines.extend([(STANDARD_TYPES[kind], part)] for part in rest)
-    return lines
+    return lines[:-1]
 
 
 def spans(line: Line, words: list[tuple[str, bool]] | None = None) -> str:

@@ -137,7 +137,7 @@ def pair(before: str, after: str) -> str:
 
 def code(text: str, file: str) -> list[Markup]:
     """The lines of a file, coloured."""
-    return [Markup(spans(line)) for line in lexed(text, file=file)]
+    return [Markup(spans(line)) for line in lexed(text.rstrip("\n"), file=file)]
 
 
 def write_articles(book: Book) -> None:
@@ -198,7 +198,8 @@ def write_front(book: Book) -> None:
     ]
     missing = [stage for stage, _, _, row in rows if not row]
     book.write("index.html", "front.html", title="rungs", rows=rows, plotted=plotted, data=data,
-               missing=missing, about=results["about"], families=sides.families(), file="")
+               missing=missing, about=results["about"], families=sides.families(),
+               playable=(ROOT / "book/play.html").is_file())
 
 
 def article_of(stage: str) -> str:

@@ -7,9 +7,10 @@ import pytest
 SIZES = [(380, 800), (1400, 900)]
 KINDS = [  # a page of each kind
     "index.html", "about.html", "kernels/attention.html", "diff/index.html",
-    "diff/rnn-to-lstm.html", "makemore/model.py.html", "makemore/index.html",
+    "diff/rnn-to-lstm.html", "makemore/rnn.py.html", "makemore/index.html",
 ]
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+CONTRAST = {"type": "rule", "values": ["color-contrast"]}
 
 
 def articles(book):
@@ -19,11 +20,13 @@ def articles(book):
             if (site.ROOT / file).is_file()]
 
 
-def faults(page):
-    """What axe-core finds amiss with a page."""
+def faults(page, rules):
+    """What these rules of axe-core find amiss with a page."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright",
                               reason="needs pip install -e '.[browser]'")
-    found = axe.Axe().run(page, options=RULES).response["violations"]
+    # preload would read the style sheets once more, which a page from the disk may not
+    options = {"runOnly": rules, "preload": False}
+    found = axe.Axe().run(page, options=options).response["violations"]
     return [(rule["id"], node["html"][:200]) for rule in found for node in rule["nodes"]]
 
 
@@ -51,13 +54,15 @@ def test_nothing_is_wider_than_the_page(page, book, width, height):
         assert too_wide(page) <= 0, address
 
 
-@pytest.mark.parametrize("scheme, width", [("light", 1400), ("dark", 1400), ("dark", 380)])
-def test_everyone_can_read_it(page, book, scheme, width):
+@pytest.mark.parametrize("scheme, width, rules", [
+    ("light", 1400, RULES), ("light", 380, RULES), ("dark", 1400, CONTRAST),
+])
+def test_everyone_can_read_it(page, book, scheme, width, rules):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
     for address in KINDS:
         page.goto((book / address).as_uri())
-        assert not faults(page), address
+        assert not faults(page, rules), address
 
 
 def test_the_theme_follows_the_system_until_it_is_chosen(page, book):
@@ -82,7 +87,7 @@ def test_the_theme_follows_the_system_until_it_is_chosen(page, book):
 
 def test_the_picker(page, book):
     page.goto((book / "diff/rnn-to-lstm.html").as_uri())
-    before, after = page.get_by_label("From"), page.get_by_label("to", exact=True)
+    before, after = page.locator("select[name=before]"), page.locator("select[name=after]")
     before.select_option("lstm")  # which was at the other side
     assert after.input_value() == "rnn"
     after.select_option("gpt")
@@ -106,8 +111,13 @@ def test_sides_and_folds(page, book):
     fold.locator("summary").focus()
     page.keyboard.press("Enter")
     assert hidden.is_visible()
-    page.get_by_role("button", name="Unfold all").click()
-    assert page.locator("details.fold:not([open])").count() == 0
+    button, folded = page.locator("#unfold"), page.locator("details.fold:not([open])")
+    if not folded.count():
+        assert button.inner_text() == "Fold the unchanged"
+        button.click()
+    assert button.inner_text() == "Unfold all"
+    button.click()
+    assert folded.count() == 0
     page.set_viewport_size({"width": 380, "height": 800})
     assert gone.bounding_box()["x"] == come.bounding_box()["x"]
 

@@ -28,7 +28,7 @@ function reachScrollers() {
   for (const box of document.querySelectorAll(".scroll")) {
     if (box.scrollWidth > box.clientWidth) {
       box.tabIndex = 0;
-      box.setAttribute("role", "region");
+      box.setAttribute("role", "group");
       box.setAttribute("aria-label", box.matches("pre") ? "Code" : box.matches(".equation") ? "Equation" : "Table");
     } else {
       for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
@@ -58,7 +58,11 @@ function unfold() {
   const folds = [...document.querySelectorAll("details.fold")];
   const open = folds.some((fold) => !fold.open);
   for (const fold of folds) fold.open = open;
-  unfoldButton.textContent = open ? "Fold the unchanged" : "Unfold all";
+}
+
+function nameUnfold() {
+  const folded = document.querySelector("details.fold:not([open])");
+  unfoldButton.textContent = folded ? "Unfold all" : "Fold the unchanged";
 }
 
 const themeButton = document.getElementById("theme");
@@ -71,6 +75,7 @@ const unfoldButton = document.getElementById("unfold");
 if (unfoldButton && document.querySelector("details.fold")) {
   unfoldButton.hidden = false;
   unfoldButton.addEventListener("click", unfold);
+  document.addEventListener("toggle", nameUnfold, true);
 }
 
 for (const form of document.querySelectorAll("form.picker")) {

@@ -37,8 +37,9 @@ function drawLadder(box, stages) {
 
   function draw() {
     width = svg.clientWidth;
+    if (!width) return; // not laid out yet: the observer draws
     const narrow = width < 560, H = narrow ? 330 : 420;
-    const right = width - (narrow ? 136 : 160), bottom = H - 48;
+    const right = width - (narrow ? 148 : 160), bottom = H - 48;
     const values = shown.map((s) => s[axis]), losses = shown.map((s) => s.test_loss);
     const low = Math.min(...values) / 1.6, high = Math.max(...values) * 1.3;
     const best = Math.min(...losses), worst = Math.max(...losses);
@@ -56,7 +57,8 @@ function drawLadder(box, stages) {
     }
     for (const t of byTens(low, high)) {
       make("line", { class: "grid", x1: x(t), x2: x(t), y1: TOP, y2: bottom }, svg);
-      make("text", { x: x(t), y: bottom + 20, "text-anchor": "middle" }, svg, t.toLocaleString("en"));
+      make("text", { x: x(t), y: bottom + 20, "text-anchor": "middle" }, svg,
+        t.toLocaleString("en", { notation: "compact" }));
     }
     make("text", { x: (LEFT + right) / 2, y: bottom + 42, "text-anchor": "middle" }, svg,
       axis === "parameters" ? "parameters" : "seconds");
@@ -83,7 +85,7 @@ function drawLadder(box, stages) {
       make("path", { class: "leader", d: `M${px},${py} L${right + 8},${h} h8` }, group);
       make("rect", { class: "target", x: right + 8, y: h - GAP / 2, width: width - right - 8, height: GAP }, group);
       make("circle", { cx: px, cy: py, r: 6 }, group);
-      make("text", { x: right + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(3)}`);
+      make("text", { x: right + 22, y: h + 4 }, group, `${s.stage} ${s.test_loss.toFixed(narrow ? 2 : 3)}`);
       for (const kind of ["pointerenter", "focus", "click"]) group.addEventListener(kind, () => choose(s));
     }
     choose(chosen);
