@@ -171,13 +171,24 @@ class Reader:
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which.
-
-    temperature 0 takes the likeliest. top_k > 0 keeps the k likeliest; top_p < 1 the smallest set
-    of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both keep.
-    """
+    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which."""
     if temperature == 0:
         return logits.argmax(1)
+    reached = chances(logits, temperature, top_k, top_p).cumsum(1)
+    # the first token at which the sum passes the drawn share: never one of probability 0
+    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+    return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
+
+
+def chances(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What `draw` draws from: the probabilities of logits (B, V) that are kept, else 0, float64.
+
+    temperature 0 keeps the likeliest alone. top_k > 0 keeps the k likeliest; top_p < 1 the smallest
+    set of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both
+    keep. A row does not sum to 1 where something was left out.
+    """
+    if temperature == 0:
+        return F.one_hot(logits.argmax(1), logits.shape[1]).double()
     if temperature != 1:  # the likeliest is 0 first, so that nothing overflows however cold
         logits = (logits - logits.max(1, keepdim=True).values).double() / temperature
     probabilities = logits.double().softmax(1)
@@ -189,14 +200,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         if top_k > 0:
             ordered[:, top_k:] = 0
         probabilities = torch.zeros_like(probabilities).scatter(1, tokens[order], ordered)
-    reached = probabilities.cumsum(1)
-    # the first token at which the sum passes the drawn share: never one of probability 0
-    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
+    return probabilities
 
 
 def shortlist(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Tokens (N,), in order, among which are all of probabilities (B, V) that `draw` keeps.
+    """Tokens (N,), in order, among which are all of probabilities (B, V) that `chances` keeps.
 
     All V, or of a large vocabulary, which would take long to sort, few.
     """
