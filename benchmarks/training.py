@@ -5,11 +5,11 @@
 Rows of 1,024 tokens, bfloat16, torch.compile, on one GPU; every contender a process of its own, in
 turn. nanoGPT is its train.py as it stands, in a copy of the clone; ours is the loop of train.py
 with --recipe=gpt2: the architecture gpt2 (the same network, with biases), and modern with Muon.
---without takes our kernels away again, one at a time. All learn from the same tokens, at random but
-as unequal in number as words are (Zipf). A step's time is the median over the later half of the
-steps; of theirs what it prints. Operations are counted alike for all, 6 a weight that multiplies
-and 12 layers x width x length for attention, whatever a contender really does; MFU is of what the
-maker states. Memory is what PyTorch has allocated at most.
+--without has ours alone, once more, with our kernels taken away one at a time. All learn from the
+same tokens, at random but as unequal in number as words are (Zipf). A step's time is the median
+over the later half of the steps; of theirs what it prints. Operations are counted alike for all, 6
+a weight that multiplies and 12 layers x width x length for attention, whatever a contender really
+does; MFU is of what the maker states. Memory is what PyTorch has allocated at most.
 
 First all at one batch, for memory; --largest: at the largest that fits, as that memory foretells
 it, less by an eighth as often as it did not. --toy: at a toy size, on the CPU, not compiled; its
@@ -211,7 +211,7 @@ def main() -> None:
                         help="at the largest batch that fits, after a run without this flag")
     parser.add_argument("--most", type=int, default=512, metavar="N", help="... up to this one")
     parser.add_argument("--without", nargs="+", choices=WITHOUT, default=[], metavar="KERNEL",
-                        help="ours also without our attention, our loss: PyTorch's instead")
+                        help="ours without our attention, our loss: PyTorch's instead")
     parser.add_argument("--steps", type=int, default=30, metavar="N", help="default 30")
     parser.add_argument("--one", metavar="NAME", help="one of ours in this process (used within)")
     parser.add_argument("--toy", action="store_true", help="a toy size, on the CPU")
@@ -237,7 +237,8 @@ def main() -> None:
     out = args.out or (None if args.toy else ROOT / "benchmarks/results/training.json")
     args.flops = peak_flops(choose(device, "float32" if args.toy else "bfloat16"))
     names = ["nanoGPT"] * bool(args.nanogpt) + list(OURS)
-    names += [f"{arch} without {kernel}" for arch in OURS for kernel in args.without]
+    if args.without:
+        names = [f"{arch} without {kernel}" for arch in OURS for kernel in args.without]
     before = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
     rows: list[dict] = []
     if args.largest and not args.toy:
@@ -252,6 +253,7 @@ def main() -> None:
             else:
                 rows.append(trained(name, args.batch, args, Path(scratch)))
             key = "largest batch" if args.largest else "same batch"
+            key = "without" if args.without else key
             timing.save(out, key, timing.about(device) | {"rows": rows})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
