@@ -263,6 +263,10 @@ def test_the_loss_of_our_kernel_is_the_same(piece, interpreter, monkeypatch):
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         same(a, b, 1e-5)
+    attention.use(model, "triton")
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True, dynamic=False)
+    same(compiled(tokens, targets).detach(), found[0][0], 1e-5)
+    torch._dynamo.reset()
     called = []
     monkeypatch.setattr(cross_entropy, "linear_cross_entropy", lambda *a, **k: called.append(k))
     model.loss(tokens, targets)
