@@ -64,18 +64,18 @@ def parts(args: argparse.Namespace) -> dict[str, Part]:
     def script(name: str, *flags: str) -> list[str]:
         return [*python, f"benchmarks.{name}", *flags, *toy, f"--out={out / name}.json"]
 
-    lengths = ["--lengths", *map(str, (2048, 4096, 8192, 16384)), "--rounds=10"]
+    cases = ["--widths", "128", "64", "--lengths", "2048", "4096", "8192", "16384", "--rounds=10"]
     decode = [] if args.toy else ["--decode"]  # the toy has it all in one
     return {
         "tests": Part(240, tests),
         "bits": Part(60, [*python, "benchmarks.bits", *toy]),
-        "attention": Part(330, script("attention", *lengths)),
+        "attention": Part(400, script("attention", *cases)),
         "decode": Part(90, script("attention", *decode)),
         "training": Part(300, script("training", *clone), no_clone),
         "shakespeare_char": Part(330, script("shakespeare_char", *clone), no_clone),
-        "kernels": Part(100, script("kernels")),
+        "kernels": Part(90, script("kernels")),
         "largest": Part(330, script("training", *clone, "--largest"), no_clone),
-        "sampling": Part(300, script("sampling", *sampling), no_peer),
+        "sampling": Part(260, script("sampling", *sampling), no_peer),
         "memcheck": Part(150, check, no_checker),
         "without": Part(330, script("training", "--without", "attention", "loss")),
     }
