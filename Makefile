@@ -1,4 +1,6 @@
 # make demo: set up and train the transformer on names. make test: set up and pass the tests.
+# make results: train the ladder anew where its results are not there yet, draw its pictures.
+# make docs: put code, diffs, tables and numbers into the articles. make book: the site, book/site/.
 # make finetune: pretrain a GPT on the tales, teach it to follow instructions, judge it; where it was
 # stopped it goes on.
 PYTHON ?= python3
@@ -7,13 +9,22 @@ PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block
 	--batch-size=8 --steps=1000
 TAUGHT := --steps=1000
 
-.PHONY: demo test finetune clean
+.PHONY: demo test results docs book finetune clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --model=transformer
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+results: .venv/installed
+	$(BIN)/python -m book.results
+
+docs: .venv/installed
+	$(BIN)/python -m book.marks
+
+book: .venv/booked
+	$(BIN)/python -m book.site
 
 finetune: runs/taught/result.json
 	cat runs/taught/report.txt
@@ -34,6 +45,10 @@ runs/taught/result.json: runs/teller/result.json
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+.venv/booked: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[book]'
 	touch $@
 
 clean:

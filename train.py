@@ -27,6 +27,7 @@ from data.cli import flag
 from makemore.model import IGNORED
 from makemore.without_torch.schedules import SCHEDULES
 from nanogpt import attention
+from nanogpt.check import check
 from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
 from nanogpt.machine import Machine, choose
@@ -496,8 +497,20 @@ def carry_out(
         raise Stopped(f"{said} Go on with: python train.py --resume={run}") from None
 
 
+def check_run(args: Namespace) -> int:
+    """Say whether a run is where it should be: 0 if it is, else 1."""
+    given = {name for name, value in vars(args).items() if value is not None}
+    if more := sorted(given - {"check"}):
+        raise ValueError(f"--check only looks at a run; leave out {', '.join(map(flag, more))}.")
+    lines, good = check(args.check)
+    print("\n".join(lines))
+    return 0 if good else 1
+
+
 def main() -> int:
     args = make_parser().parse_args()
+    if args.check:
+        return check_run(args)
     try:
         with together() as processes:
             (resume_run if args.resume else new_run)(args, processes)

@@ -1,6 +1,8 @@
-"""What a network must beat: the commonest label, and a logistic regression on counts of n-grams."""
+"""What a network must beat: the commonest label, a logistic regression on counts of n-grams, and
+of questions the phrase that stands nearest to the words of the question."""
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,10 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from . import questions
 from .measures import truth
+from .questions import words_of
 
 DECAYS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # of the weights, for each example
 FEATURES = ("characters", "words")
+SENTENCES = re.compile(r"(?<=[.!?])[\"']?\s+|\n+|;\s+")
 
 
 def pieces(text: str, kind: str) -> Counter:
@@ -130,6 +135,63 @@ def minimise(
 
     optimizer.step(closure)
     return weights.detach()
+
+
+class Overlap:
+    """Answers from a text by the words that it shares with the question: from the sentence that
+    shares most, the rarer the word the more, the phrase that is nearest to what is shared and of
+    the kind that the question asks for. Richardson et al. (2013) have such a baseline.
+    """
+
+    def __init__(self, texts: list[str]):
+        """texts: those to learn from how rare a word is."""
+        counts = Counter(stem for text in texts for stem in {*map(stem_of, words_of(text))})
+        self.rarity = {stem: math.log((1 + len(texts)) / (1 + n)) for stem, n in counts.items()}
+        self.rarest = math.log(1 + len(texts))
+
+    def __call__(self, text: str, question: str) -> str:
+        asked = {stem_of(word) for word in words_of(question)}
+        sentences = [words for part in SENTENCES.split(text) if (words := words_of(part))]
+        words = max(sentences, key=lambda words: self.shared(words, asked), default=[])
+        places = [i for i, word in enumerate(words) if is_shared(word, asked)]
+        last = places[-1] if places else 0
+        options = [phrase for phrase in questions.phrases(words)
+                   if not any(is_shared(word, asked) for word in words[slice(*phrase[:2])])]
+        kind = kind_of(question)
+        for kinds in ((kind,), ("thing", "place"), ("name", "number", "color")):
+            if found := [phrase for phrase in options if phrase[2] in kinds]:
+                begin, end, _ = min(found, key=lambda phrase: (phrase[0] < last,
+                                                               abs(phrase[0] - last)))
+                return " ".join(words[begin:end])
+        return " ".join(words[last + 1:last + 4] or words[-2:])
+
+    def shared(self, words: list[str], asked: set[str]) -> float:
+        """How much a sentence shares, a long one a little less."""
+        stems = asked & {stem_of(word) for word in words}
+        return sum(self.rarity.get(stem, self.rarest) for stem in stems) / (1 + len(words) / 50)
+
+
+def is_shared(word: str, asked: set[str]) -> bool:
+    return word.lower() not in questions.SMALL and stem_of(word) in asked
+
+
+def kind_of(question: str) -> str:
+    """The kind of phrase (questions.py) that answers a question."""
+    low = question.lower()
+    for kind, said in (("number", ("how many", "how old", "how long", "how much")),
+                       ("color", ("what color",)), ("name", ("who", "what was the name")),
+                       ("place", ("where",))):
+        if low.startswith(said):
+            return kind
+    return "thing"
+
+
+def stem_of(word: str) -> str:
+    """A word without its ending: walked, walks, walking -> walk."""
+    low = word.lower().partition("'")[0]
+    low = questions.base_of(low) or low
+    ending = next((end for end in ("ing", "ed", "es", "s", "e") if low.endswith(end)), "")
+    return low.removesuffix(ending) if len(low) - len(ending) >= 3 else low
 
 
 def majority(labels: list[tuple[int, ...]], number: int) -> np.ndarray:

@@ -40,12 +40,14 @@ class Chunk:
     """A conversation in tokens: inputs and targets (T,), the target -1 where nothing is learned.
 
     cut: tokens that were taken out, for it was longer than a row. unseen: characters left out.
+    kind: of the conversation.
     """
 
     inputs: list[int]
     targets: list[int]
     cut: int = 0
     unseen: int = 0
+    kind: str = ""
 
 
 def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -> Chunk:
@@ -64,7 +66,7 @@ def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -
     parts[0] = parts[0][spare:]
     ids, learned = layout(parts)
     targets = [token if counts else IGNORED for token, counts in zip(ids[1:], learned[1:])]
-    return Chunk(ids[:-1][:length], targets[:length], excess, unseen)
+    return Chunk(ids[:-1][:length], targets[:length], excess, unseen, conversation.kind)
 
 
 def turns(messages: int) -> int:
@@ -130,42 +132,49 @@ def arrays(rows: list[list[Chunk]], length: int) -> tuple[np.ndarray, np.ndarray
     return tokens, targets, segments
 
 
+Make = Callable[[np.random.Generator], Chunk]  # another conversation, by what is drawn
+
+
 class ChatBatches:
     """Rows of conversations, a function of (seed, step): tokens, targets, segments (B, length).
 
-    An epoch goes through all rows once. What is free in a row is filled with what `fresh` makes.
+    An epoch goes through all rows once. More rows of a batch are made afresh, without end.
     """
 
     def __init__(
         self, rows: list[list[Chunk]], length: int, batch_size: int,
-        fresh: Callable[[np.random.Generator], Chunk] | None = None, replay: Replay | None = None,
-        fresh_rows: int = 0,
+        fresh: tuple[tuple[Make, int], ...] = (), replay: Replay | None = None,
     ):
-        """fresh: another conversation, of a generator. fresh_rows: so many rows are of these alone.
-        replay: rows of pretraining text that come after all others."""
-        assert rows and batch_size > 0 and (fresh or not fresh_rows)
+        """batch_size: of `rows` in a batch. fresh: what makes a conversation, and how many rows of
+        a batch are of these; what is free in any row the last of them fills. replay: rows of
+        pretraining text that come after all others."""
+        assert rows and batch_size > 0
         self.rows, self.length, self.batch_size = rows, length, batch_size
-        self.fresh, self.replay, self.fresh_rows = fresh, replay, fresh_rows
+        self.fresh, self.replay = fresh, replay
 
     def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
         epochs, chosen = items(seed, step, self.batch_size, len(self.rows))
         rows = [self.filled(self.rows[i], [seed, int(epoch), int(i), 2])
                 for epoch, i in zip(epochs, chosen)]
-        rows += [self.filled([], [seed, step, n, 3]) for n in range(self.fresh_rows)]
+        for number, (make, several) in enumerate(self.fresh):
+            rows += [self.filled([], [seed, step, n, 3 + number], make) for n in range(several)]
         batch = arrays(rows, self.length)
         if not self.replay:
             return batch
         return tuple(map(np.concatenate, zip(batch, self.replay(seed, step))))
 
-    def filled(self, row: list[Chunk], key: list[int]) -> list[Chunk]:
+    def filled(
+        self, row: list[Chunk], key: list[int], first: Make | None = None
+    ) -> list[Chunk]:
         """A row and what there is room for; key: all that this depends on."""
         row = list(row)
         if self.fresh:
             generator = np.random.Generator(np.random.PCG64(key))
             room = self.length - sum(len(chunk.inputs) for chunk in row)
-            while len((chunk := self.fresh(generator)).inputs) <= room:
-                row.append(chunk)
-                room -= len(chunk.inputs)
+            for make in (first, self.fresh[-1][0]):
+                while make and len((chunk := make(generator)).inputs) <= room:
+                    row.append(chunk)
+                    room -= len(chunk.inputs)
         return row
 
 

@@ -24,6 +24,7 @@ from nanogpt.machine import DEVICES, Machine, choose
 
 from . import baselines, chat, classify, labelled, measures, report, strings, tasks
 from .chat import Conversation, question
+from .curriculum import about
 from .pretrained import place
 
 SAMPLED = 0.8  # the temperature of what is drawn, beside the likeliest
@@ -50,14 +51,10 @@ def string_items(number: int, split: str = "test") -> dict[str, list[tuple[str, 
             for kind, unseen in (("seen", False), ("unseen", True))}
 
 
-def tale_question(tale: dict, number: int) -> str:
-    """What the user says to ask about a tale."""
-    return f"{tale['text']}\n\n{tale['questions'][number]['question']}"
-
-
 @dataclass
 class Judge:
-    """Who assigns topics, trained apart, and the 8-grams of the tales that were trained on.
+    """Who assigns topics, trained apart, the 8-grams of the tales that were trained on, and what
+    answers questions by the words that they share with the tale.
 
     accuracy: of the assigned topics on the held-out tales themselves.
     """
@@ -66,6 +63,7 @@ class Judge:
     name: str
     accuracy: float
     grams: set[tuple[str, ...]]
+    overlap: baselines.Overlap
 
 
 def make_judge(run: Path | None, machine: Machine) -> Judge:
@@ -97,7 +95,8 @@ def make_judge(run: Path | None, machine: Machine) -> Judge:
             return task.labels[int(regression.probabilities([text]).argmax())] if text else ""
 
     right = [topic(e.text) in e.labels for e in task.splits["test"]]
-    return Judge(topic, str(run or "n-gram regression"), float(np.mean(right)), grams)
+    overlap = baselines.Overlap([e.text for e in task.splits["train"]])
+    return Judge(topic, str(run or "n-gram regression"), float(np.mean(right)), grams, overlap)
 
 
 def judge_chat(
@@ -136,9 +135,13 @@ def judge_chat(
                 [tale["text"] for tale in found.tales], told)
         if asked:
             right = [tale["questions"][n]["answer"] for tale, n in asked]
-            said = ask([[tale_question(tale, n)] for tale, n in asked], short, how,
-                       "questions")
-            result.setdefault("questions", {})[how] = judge_answers(right, said)
+            said = ask([[about(tale["text"], tale["questions"][n]["question"])]
+                        for tale, n in asked], short, how, "questions")
+            by_words = [(judge.overlap(tale["text"], tale["questions"][n]["question"]), True)
+                        for tale, n in asked]
+            result.setdefault("questions", {})[how] = judge_answers(right, said) | {
+                "word_overlap": judge_answers(right, by_words),
+                "ahead": ahead(right, said, by_words)}
             log(every, how, "question", [t["questions"][n]["question"] for t, n in asked], right,
                 said)
         for kind, several in found.strings.items():
@@ -190,6 +193,16 @@ def judge_answers(expected: list[str], said: list[tuple[str, bool]]) -> dict:
         "word_f1": mean([measures.word_f1(*pair) for pair in both]),
         "ended": mean([ended for _, ended in said]),
     }
+
+
+def ahead(
+    expected: list[str], said: list[tuple[str, bool]], others: list[tuple[str, bool]]
+) -> dict:
+    """By how much the share of exact answers exceeds that of others, with a paired interval."""
+    right, theirs = (np.array([measures.exact(text, true) for (text, _), true in
+                               zip(answers, expected)]) for answers in (said, others))
+    mean, interval = measures.paired(right, theirs)
+    return {"mean": mean, "interval": interval}
 
 
 def judge_strings(several: list[tuple[str, str, str]], said: list[tuple[str, bool]]) -> dict:
@@ -260,6 +273,10 @@ def summary(result: dict) -> list[str]:
                 row = result[name][how]
                 lines.append(f"{how}: {row['n']} {name}: exact {said(row['exact'])}, word F1 "
                              f"{said(row['word_f1'])}")
+            if "ahead" in result.get(name, {}).get(how, {}):
+                lines.append(f"{how}: questions, by shared words alone: exact "
+                             f"{said(row['word_overlap']['exact'])}; ahead of that by "
+                             f"{said(row['ahead'], '+.3f')}")
         for kind, row in result.get("strings", {}).get(how, {}).items():
             each = ", ".join(f"{task} {share:.2f}" for task, share in row["by_task"].items())
             lines.append(f"{how}: {row['n']} string tasks, phrasings {kind}: exact "

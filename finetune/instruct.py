@@ -8,6 +8,7 @@ on, before and after.
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import chat, classify, evaluate, labelled, settings, strings, tasks
+from . import chat, classify, curriculum, evaluate, labelled, settings, strings, tasks
 from .adapt import Tuning, adapt, count, lr_shares
 from .chat import Chunk, Conversation
 from .pretrained import (
@@ -39,8 +40,6 @@ from .pretrained import (
 from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
-STRINGS = 0.25  # of the rows of a batch are string tasks alone; they fill the others too
-TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -69,12 +68,10 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
         if asked.get("test"):
             raise ValueError("--test is for --train=FILE, your own conversations.")
         parts = tasks.tales()
-        found = {s: [talk for n, tale in enumerate(parts[s]) for talk in of_tale(tale, n)]
-                 for s in ("train", "val")}
-        # to validate often, one of each tale's two conversations must do
-        found["val"] = [talk for talk in found["val"] if talk.kind == "tale"]
+        found = {s: [curriculum.told(tale) for tale in parts[s]] for s in ("train", "val")}
+        found["val"] += [curriculum.asked(tale) for tale in parts["val"]]
         found["val"] += [Conversation([prompt, answer], "string")
-                         for prompt, answer, _ in strings.examples(judged or 20, "val", False)]
+                         for prompt, answer, _ in strings.examples(20, "val", False)]
         items = evaluate.Items(parts["test"][:judged or 100], evaluate.string_items(judged or 20))
         return found, items, []
     path = Path(asked["train"])
@@ -93,17 +90,6 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
         raise ValueError(f"{path} has {len(every)} conversations, too few to hold some out; give "
                          "more of them.")
     return splits, evaluate.Items(own=splits["test"][:judged]), notes
-
-
-def of_tale(tale: dict, number: int) -> list[Conversation]:
-    """A tale as it is asked for and then about, and as it is given by the user and asked about."""
-    pairs = [(q["question"], q["answer"]) for q in tale["questions"]]
-    asked = [text for pair in pairs for text in pair]
-    turned = [text for pair in (pairs[::-1] if number % 2 else pairs) for text in pair]
-    return [
-        Conversation([tale["prompt"], tale["text"], *asked], "tale"),
-        Conversation([f"{tale['text']}\n\n{turned[0]}", *turned[1:]], "question"),
-    ]
 
 
 def new_run(args: Namespace) -> Path:
@@ -147,8 +133,9 @@ def fingerprint(found: dict[str, list[Conversation]]) -> str:
 def encode(
     found: dict[str, list[Conversation]], pretrained: Pretrained
 ) -> tuple[dict[str, list[list[Chunk]]], list[str]]:
-    """The rows of train and val, and what the user should be told. ValueError: a tokenizer that has
-    not seen these characters, or nothing that could be learned."""
+    """The rows of train and val, each of one kind of conversations, and what the user should be
+    told. ValueError: a tokenizer that has not seen these characters, or nothing that could be
+    learned."""
     size, rows, notes = pretrained.config.block_size, {}, []
     for split in ("train", "val"):
         chunks = [chat.encode(talk, pretrained.tokenizer, size) for talk in found[split]]
@@ -171,7 +158,9 @@ def encode(
         if not learned:
             raise ValueError(f"no conversation of {split} has an answer within {size} tokens; give "
                              "a larger --block-size.")
-        rows[split] = chat.pack(learned, size)
+        kinds = dict.fromkeys(chunk.kind for chunk in learned)
+        rows[split] = [row for kind in kinds
+                       for row in chat.pack([c for c in learned if c.kind == kind], size)]
     return rows, notes
 
 
@@ -285,23 +274,27 @@ def fit(
                          "more rows by --batch-size.")
     replay = Replay(pretrained, replayed, config.block_size) if replayed else None
 
-    def fresh(generator: np.random.Generator) -> Chunk:
-        number = TURNS[generator.integers(len(TURNS))]
-        said = [text for _ in range(number) for text in strings.make(generator)[:2]]
-        return chat.encode(Conversation(said), pretrained.tokenizer, config.block_size)
+    def encoded(talk: Callable[[np.random.Generator], Conversation]) -> chat.Make:
+        return lambda generator: chat.encode(
+            talk(generator), pretrained.tokenizer, config.block_size)
 
-    own = bool(saved.get("train"))
-    strings_alone = 0 if own else int((config.batch_size - replayed) * STRINGS)
-    batches = chat.ChatBatches(
-        rows["train"], config.block_size, config.batch_size - replayed - strings_alone,
-        None if own else fresh, replay, strings_alone,
-    )
+    rest, fresh = config.batch_size - replayed, ()
+    if not saved.get("train"):
+        talks = {curriculum.question_talk: int(rest * curriculum.QUESTIONS),
+                 curriculum.string_talk: int(rest * curriculum.STRINGS)}
+        fresh = tuple((encoded(talk), n) for talk, n in talks.items())
+        rest -= sum(talks.values())
+    batches = chat.ChatBatches(rows["train"], config.block_size, rest, fresh, replay)
     at_once = max(1, labelled.TOKENS // config.block_size)
-    groups = [chat.arrays(rows["val"][i:i + at_once], config.block_size)
-              for i in range(0, len(rows["val"]), at_once)]
+    kinds: dict[str, list] = {}
+    for row in rows["val"]:
+        kinds.setdefault(row[0].kind, []).append(row)
+    groups = [[chat.arrays(several[i:i + at_once], config.block_size)
+               for i in range(0, len(several), at_once)] for several in kinds.values()]
 
     def evaluated() -> float:
-        return mean_loss(model, groups, machine)[0]
+        """Each kind counts the same: there are a hundred tokens in a tale for one in an answer."""
+        return sum(mean_loss(model, several, machine)[0] for several in groups) / len(groups)
 
     progress = train.train(
         model, batches, model.loss, config, evaluate=evaluated, machine=machine, run=run,

@@ -180,15 +180,19 @@ def changed(sign: str, lines: list[str], others: list[str], hue: int, color: boo
 
 def mark(line: str, others: list[str]) -> str:
     """The line, with the words in reverse video that the most similar of the others lacks."""
+    parts = words(line, others)
+    return "".join(f"\033[7m{part}\033[27m" if lacking else part for part, lacking in parts)
+
+
+def words(line: str, others: list[str]) -> list[tuple[str, bool]]:
+    """The line in parts, and of each whether the most similar of the others lacks it."""
     similar = difflib.get_close_matches(line, others, n=1, cutoff=0.6)
     if not similar:
-        return line  # all of it is new
+        return [(line, False)]  # all of it is new
     old, new = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (similar[0], line))
-    parts = []
-    for tag, _, _, start, end in matcher(old, new).get_opcodes():
-        part = "".join(new[start:end])
-        parts.append(part if tag == "equal" or not part else f"\033[7m{part}\033[27m")
-    return "".join(parts)
+    codes = matcher(old, new).get_opcodes()
+    parts = [("".join(new[start:end]), tag != "equal") for tag, _, _, start, end in codes]
+    return [(part, lacking) for part, lacking in parts if part]
 
 
 def matcher(a: list[str], b: list[str]) -> difflib.SequenceMatcher:

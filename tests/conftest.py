@@ -1,7 +1,9 @@
 """What the tests of whole runs share: tiny data, small models, command lines without a process."""
 
 import itertools
+import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -20,6 +22,12 @@ from data import cli, runs
 
 SYLLABLES = ["ka", "lo", "mi", "re", "su"], ["na", "to", "", "bel"], ["s", "r", "ine"]
 SENTENCES = "the cat sat on the mat.\nthe dog ran to the cat.\nwhere is the mat? 🙂\n"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]
+LOCAL = ("file:", "data:", "blob:", "about:", "http://127.0.0.1:", "http://localhost:")
 SMALL = dict(layers=1, heads=2, width=8, context=3, embed=4, dropout=0.2)
 
 
@@ -131,3 +139,74 @@ def refusal(command):
 def no_plot(monkeypatch):
     """Without the plot, which takes longer than a small run."""
     monkeypatch.setattr(runs, "plot", lambda run: None)
+
+
+@pytest.fixture(scope="session")
+def ladder_results(tmp_path_factory):
+    """The path of results as book/results/ladder.json has them, with figures by a formula."""
+    stages = {}
+    for number, stage in enumerate(nanogpt.STAGES):
+        loss, seconds = 2.6 - 0.06 * number, 12.5 + 30 * number
+        stages[stage] = {
+            "data": "tales" if stage == "gpt" else "names",
+            "parameters": 900 * 2 ** number, "seconds": seconds,
+            "train_loss": loss - 0.1, "val_loss": loss + 0.02, "test_loss": loss,
+            "samples": [f"{stage}</script><b>&{n}" for n in range(1 if stage == "gpt" else 10)],
+            "curve": [[n, 512 * n, seconds * n / 5, loss + 0.5 / n] for n in range(1, 6)],
+        }
+    path = tmp_path_factory.mktemp("results") / "ladder.json"
+    path.write_text(json.dumps({"about": {"date": "2026-01-02"}, "stages": stages}), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def book(ladder_results, tmp_path_factory):
+    """The folder of the whole book. Not to be written to."""
+    pytest.importorskip("jinja2", reason="the book needs pip install -e '.[book]'")
+    from book import site
+
+    out = tmp_path_factory.mktemp("book") / "site"
+    site.build(out, ladder_results)
+    return out
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; without one, a skip that says what is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs pip install -e '.[browser]'")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not path:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)} on the path")
+    with api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page of a profile of its own. It must write no error to the console and ask for nothing
+    that is not on this machine."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    context.set_default_timeout(60_000)  # milliseconds; a machine may be busy
+    page, faults = context.new_page(), []
+
+    def asked(request):
+        if not request.url.startswith(LOCAL):
+            faults.append(f"asked for {request.url}")
+
+    def failed(request):
+        if "ERR_ABORTED" not in request.failure:  # the page was left, or wanted no more
+            faults.append(f"{request.url}: {request.failure}")
+
+    def said(message):
+        if message.type in ("error", "warning"):
+            faults.append(message.text)
+
+    context.on("request", asked)
+    context.on("requestfailed", failed)
+    context.on("console", said)
+    context.on("weberror", lambda error: faults.append(str(error.error)))
+    yield page
+    context.close()
+    assert not faults

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,11 +26,13 @@ from finetune import (
     baselines,
     chat,
     classify,
+    curriculum,
     evaluate,
     instruct,
     labelled,
     measures,
     pretrained,
+    questions,
     strings,
     tasks,
 )
@@ -504,7 +507,7 @@ def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
         return chat.encode(Conversation([prompt, answer]), letters, 99)
 
     def make():
-        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, fresh, fresh_rows=1)
+        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, ((fresh, 1),))
 
     one, other = make(), make()
     batches = [one(5, step) for step in range(6)]
@@ -519,6 +522,68 @@ def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
     for tokens_, targets, segments in batches:
         learned = targets != IGNORED
         assert np.all(segments[learned] >= 0) and np.all(tokens_[segments == -1] == END)
+
+
+MADE = {  # a clause, and what the rules make of it
+    "Anjali brought him hay.": [("What did Anjali bring him?", "hay")],
+    "She carried the egg to the school.": [
+        ("What did she carry to the school?", "the egg"),
+        ("Where did she carry the egg?", "to the school"),
+        ("What did she carry the egg to?", "the school")],
+    "The goose shut its beak.": [
+        ("What shut its beak?", "The goose"), ("What did the goose shut?", "its beak")],
+    "There were four eggs.": [("How many eggs were there?", "four")],
+    "He wore a red boot.": [("What color boot did he wear?", "red"),
+                            ("What did he wear?", "a red boot")],
+    "And then nothing of that at all.": [],
+}
+
+
+@pytest.mark.parametrize("clause", MADE)
+def test_questions_that_the_rules_make(clause):
+    drawn = {pair for seed in range(20)
+             for pair in questions.questions(clause, np.random.default_rng(seed), 9)}
+    assert drawn >= set(MADE[clause]) and bool(drawn) == bool(MADE[clause])
+
+
+def test_made_questions_are_answered_by_the_tale_and_other_names_stay_in_step():
+    generator = np.random.default_rng(0)
+    for tale in tasks.tales()["train"][::60]:
+        pairs = questions.questions(tale["text"], generator, 8)
+        assert 3 < len(pairs) <= 8 and all(answer in tale["text"] for _, answer in pairs)
+        said = [tale["text"], *(text for pair in pairs for text in pair)]
+        text, *others = questions.exchanged(said, generator)
+        assert all(answer in text for answer in others[1::2])
+        names = {word.partition("'")[0] for word in questions.words_of(tale["text"])
+                 if questions.is_name(word)}
+        assert not names or text != tale["text"]
+        new = {word.partition("'")[0] for word in questions.words_of(text)} - {
+            word.partition("'")[0] for word in questions.words_of(tale["text"])}
+        assert new <= set(strings.words()["train"])
+
+
+def test_what_is_made_afresh_is_of_training_alone():
+    train = " ".join(tale["text"] for tale in tasks.tales()["train"])
+    for seed in range(30):
+        talk = curriculum.question_talk(np.random.default_rng(seed))
+        again = curriculum.question_talk(np.random.default_rng(seed))
+        assert talk.messages == again.messages and len(talk.messages) % 2 == 0
+        text = talk.messages[0].rsplit("\n\n", 1)[0]
+        plain = [part for part in re.split(r"[^a-z ]", text) if len(part) > 20]
+        assert all(part in train for part in plain)
+        assert all(answer in talk.messages[0] for answer in talk.messages[1::2])
+
+
+def test_answers_by_shared_words():
+    texts = ["The cat sat on a mat.", "A dog ran.", "The moon rose over the hill."]
+    overlap = baselines.Overlap(texts)
+    text = "A dog slept in the barn. Ana gave the goat seven figs at noon. The wind blew."
+    for question, answer in {
+        "How many figs did Ana give?": "seven", "Who gave the goat figs?": "Ana",
+        "Where did the dog sleep?": "in the barn", "What blew?": "The wind",
+    }.items():
+        assert overlap(text, question) == answer
+    assert overlap("", "Who?") == ""
 
 
 @pytest.mark.parametrize("name", strings.TASKS)

@@ -1,0 +1,226 @@
+"""What the articles show of trained models: python -m book.results
+
+Two parts, of which what is there already is not made again:
+
+    ladder      trains each stage by its bare command (the seven on the names, gpt on the tales)
+                and writes what it reaches to book/results/ladder.json
+    pictures    draws the inside of each trained model as book/results/STAGE.svg, what the
+                recurrent ones hear of the tokens before as gradients.svg, and the diagrams of the
+                short articles, for which nothing is trained
+
+A stage whose result is of the settings that its command has today is done (--fresh makes it anew);
+a run that was stopped is gone on with. The runs stay in runs/book, for the pictures need them.
+
+The articles hold these numbers: fill them in anew when they change (python -m book.marks). The
+tables of benchmarks are of benchmarks/results, whose scripts need clones of the projects that we
+are measured beside, and are not made here.
+"""
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import data
+import sample
+import train
+from data import cli, runs
+from nanogpt import STAGES
+from nanogpt.settings import make_parser as settings_parser
+from nanogpt.settings import settle
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("ladder", "pictures")
+RECURRENT = ("rnn", "lstm", "gru")
+NUM, LENGTH = 10, 500  # samples of lines; tokens of the one sample of a text
+KEPT = (
+    "data", "parameters", "steps", "best_step", "tokens", "train_loss", "val_loss", "test_loss",
+    "bits_per_char", "bits_per_byte", "seconds", "tokens_per_second", "flops_per_token", "seed",
+)
+
+
+def command(stage: str) -> list[str]:
+    """The flags of the bare command, on a CPU wherever it is run."""
+    return [f"--model={stage}", "--device=cpu"]
+
+
+def settings_of(flags: list[str]) -> dict:
+    """All settings that train.py has with these flags, and what tells its data from another."""
+    args = settings_parser().parse_args(flags)
+    source = args.data or ("tales" if args.model == "gpt" else "names")
+    dataset = data.load(source, bool(args.lines))
+    config = settle(args, source, dataset, {})
+    return asdict(config) | {"fingerprint": runs.fingerprint(dataset.splits)}
+
+
+def agrees(saved: dict, settings: dict) -> bool:
+    """Whether a run had these settings."""
+    return {name: saved.get(name) for name in settings} == settings
+
+
+def state_of(run: Path, settings: dict) -> str:
+    """"done", "stopped" or, for no run or one with other settings, "none"."""
+    try:
+        saved = json.loads((run / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return "none"
+    if not agrees(saved, settings):
+        return "none"
+    if (run / "result.json").is_file() and (run / "best.pt").is_file():
+        return "done"
+    return "stopped" if (run / "last.pt").is_file() else "none"
+
+
+def trained(stage: str, settings: dict, run: Path, fresh: bool) -> None:
+    """See to it that the run folder holds a finished run. Errors as of train.py."""
+    state = "none" if fresh else state_of(run, settings)
+    if state == "done":
+        print(f"{run} holds it already")
+    elif state == "stopped":
+        train.resume_run(settings_parser().parse_args([f"--resume={run}"]))
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        train.new_run(settings_parser().parse_args([*command(stage), f"--out={run}"]))
+
+
+def summary(run: Path, settings: dict) -> dict:
+    """What the articles show of a finished run. Losses in nats per token.
+
+    about: when it was finished, and with which versions and code. curve: [step, tokens, seconds,
+    validation loss] of every evaluation. known_samples: those that stand in the training set.
+    """
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    checkpoint = runs.load_checkpoint(run)
+    model, tokenizer = sample.restore(checkpoint)
+    config = checkpoint["config"]
+    day = datetime.date.fromtimestamp((run / "result.json").stat().st_mtime).isoformat()
+    environment = json.loads((run / "config.json").read_text("utf-8"))["environment"]
+    lines = config["kind"] == "lines"
+    num, length = (NUM, 2 * config["block_size"]) if lines else (1, LENGTH)
+    samples = sample.texts(model, tokenizer, "", num, length, config["separated"], seed=0)
+    known = sample.training_lines(config) if lines else set()
+    curve = [[line["step"], line["tokens"], line["seconds"], round(line["val_loss"], 6)]
+             for line in runs.read_metrics(run)]
+    return {
+        "about": {"date": day, "environment": environment},
+        **{name: result[name] for name in KEPT},
+        "samples": samples,
+        "known_samples": [text for text in samples if text in known],
+        "curve": curve,
+        "settings": settings,
+    }
+
+
+def sizes(source: str) -> dict[str, int]:
+    """The lines or documents of each split of a set."""
+    return {name: data.size(part)[0] for name, part in data.load(source).splits.items()}
+
+
+def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
+    """Train the stages, where need be, and put what they reach into ladder.json at the end.
+
+    Until then the run folders hold it, so nothing is lost if this is stopped; and all runs are of
+    the same commit, which a change of ladder.json would spoil.
+    """
+    path = folder / "ladder.json"
+    results = json.loads(path.read_text("utf-8")) if path.is_file() else {"stages": {}}
+    done = results["stages"]
+    for number, stage in enumerate(stages, 1):
+        say = f"[{number} of {len(stages)}] {stage}"
+        settings = settings_of(command(stage))
+        if stage in done and agrees(done[stage]["settings"], settings) and not fresh:
+            print(f"{say}: done on {done[stage]['about']['date']}; --fresh makes it anew")
+            continue
+        print(f"\n{say}: python train.py {' '.join(command(stage))}", flush=True)
+        began = time.monotonic()
+        trained(stage, settings, kept / stage, fresh)
+        done[stage] = summary(kept / stage, settings)
+        results["about"] = done[stage]["about"]
+        print(f"{say}: {time.monotonic() - began:.0f} s", flush=True)
+    results["stages"] = {stage: done[stage] for stage in STAGES if stage in done}
+    sets = [source for source in data.SETS if any(row["data"] == source for row in done.values())]
+    results["data"] = {source: sizes(source) for source in sets}
+    order = ("about", "data", "stages")
+    runs.write_json(path, {name: results[name] for name in order})
+    print(f"\n{table(results['stages'])}\nIn {path}.")
+
+
+def table(stages: dict[str, dict]) -> str:
+    """What the stages reach, for the terminal."""
+    lines = [f"{'stage':<12} {'parameters':>10} {'test loss':>10} {'seconds':>8}"]
+    for name, row in stages.items():
+        lines.append(f"{name:<12} {row['parameters']:>10,} {row['test_loss']:>10.4f} "
+                     f"{row['seconds']:>8.1f}")
+    return "\n".join(lines)
+
+
+def pictures(stages: list[str], folder: Path, kept: Path) -> None:
+    """Draw what is inside of the trained models."""
+    from book import diagrams, figures  # matplotlib is slow to import, and ladder does without
+
+    for number, stage in enumerate(stages, 1):
+        say, path = f"[{number} of {len(stages)}] {stage}", folder / f"{stage}.svg"
+        if not (kept / stage / "best.pt").is_file():
+            print(f"{say}: no run in {kept / stage} to draw; --parts ladder --fresh makes it")
+            continue
+        began = time.monotonic()
+        figures.draw(stage, *sample.load_run(kept / stage), path)
+        print(f"{say}: {time.monotonic() - began:.0f} s, in {path}", flush=True)
+    whole = all((kept / stage / "best.pt").is_file() for stage in RECURRENT)
+    if whole and set(RECURRENT) & set(stages):
+        loaded = {stage: sample.load_run(kept / stage) for stage in RECURRENT}
+        models = {stage: model for stage, (model, _) in loaded.items()}
+        tokenizer = loaded[RECURRENT[0]][1]  # all are trained on the same names
+        figures.gradients(models, tokenizer, folder / "gradients.svg")
+        print(f"gradients of {', '.join(RECURRENT)}: in {folder / 'gradients.svg'}", flush=True)
+    diagrams.draw_all(folder)
+    print(f"diagrams of the short articles: in {folder}", flush=True)
+
+
+def make_parser() -> cli.Parser:
+    title = __doc__.split("\n")[0]
+    parser = cli.Parser(prog="python -m book.results", description=title)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", default=list(PARTS),
+                        help=f"of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE",
+                        default=list(STAGES), help="default all; others stay as they are")
+    parser.add_argument("--fresh", action="store_true",
+                        help="train anew what is there already; runs that were stopped too")
+    parser.add_argument("--out", type=Path, default=ROOT / "book/results", metavar="DIR",
+                        help="of the results (default book/results)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/book", metavar="DIR",
+                        help="of the run folders (default runs/book)")
+    return parser
+
+
+def make(args: argparse.Namespace) -> None:
+    """Make the parts that are asked for. Errors as of train.py."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    for part in args.parts:
+        print(f"{part}:", flush=True)
+        if part == "ladder":
+            ladder(args.stages, args.out, args.runs, args.fresh)
+        else:
+            pictures(args.stages, args.out, args.runs)
+    print("\nThe articles show these results: python -m book.marks puts them in.")
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    try:
+        make(args)
+    except train.Stopped as stopped:
+        print(f"{stopped}\nOr go on with all of it: python -m book.results")
+        return 130
+    except train.Diverged as diverged:
+        print(f"error: {diverged}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""The tables of the articles, as Markdown, from files of results: of the benchmarks, and of
+results.py. A function each, by whose name a mark asks for it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import ladder as benchmark_of_ladder
+from benchmarks import nano as benchmark_of_nano
+from benchmarks import text as benchmark_of_text
+from benchmarks import without_torch as benchmark_of_numpy
+
+ROOT = Path(__file__).parents[1]
+NANO = {  # what the README calls the contenders
+    "ours": "ours, `--recipe=shakespeare-nano`",
+    "nanoGPT": "nanoGPT",
+    "ours, for longer": "ours for three minutes, 1,000 steps of 32 rows",
+}
+
+
+def read(file: str) -> dict:
+    """A file of results. FileNotFoundError: it was not made."""
+    return json.loads((ROOT / file).read_text("utf-8"))
+
+
+def benchmark(name: str) -> dict:
+    return read(f"benchmarks/results/{name}.json")
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table, all of it text."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def ladder() -> str:
+    """Every stage on makemore's names and split, beside makemore's own."""
+    return benchmark_of_ladder.table(benchmark("ladder")["rows"])
+
+
+def without_torch() -> str:
+    """The stages in NumPy on the same, beside makemore's MLP."""
+    rows = benchmark("without_torch")["rows"]
+    named = [row | {"stage": f"*{row['stage']}*"} if "makemore" in row["stage"] else row
+             for row in rows]
+    # makemore's runs have one seed, and so one loss
+    return benchmark_of_numpy.table(named).replace(" ±0.0000", "")
+
+
+def nano() -> str:
+    """GPT of nano size on tiny shakespeare, beside nanoGPT."""
+    rows = [row | {"model": NANO[row["model"]]} for row in benchmark("nano")["rows"]]
+    return benchmark_of_nano.table(rows)
+
+
+def text() -> str:
+    """Every stage on running text with one budget of time."""
+    return benchmark_of_text.table(benchmark("text")["rows"])
+
+
+def sampling() -> str:
+    """Tokens a second of one text, by size, beside nanoGPT and transformers."""
+    rows = benchmark("sampling")["nanogpt"]["rows"]
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    named = {
+        "nanoGPT": ("nanoGPT", False), "transformers": ("transformers", False),
+        "ours, the same network": ("rungs", False), "ours, compiled": ("rungs", True),
+    }
+    table = []
+    for name, (model, compiled) in named.items():
+        group = [row for row in rows if (row["model"], row["compiled"]) == (model, compiled)
+                 and (row["arch"], row["dtype"]) == ("gpt2", "float32")]
+        if compiled:
+            seconds = ", ".join(f"{row['warm_up_seconds']:.0f}" for row in group)
+            name += f" (in {seconds} s)"
+        table.append([name, *(pace(row, number == 0) for number, row in enumerate(group))])
+    return markdown(["tokens a second", *sizes], table)
+
+
+def pace(row: dict, first: bool) -> str:
+    """Tokens a second, and how many times nanoGPT's these are."""
+    speed, ratio = row["per_second"], row["ratio"]
+    said = f"{speed:,.0f}" if speed > 100 else f"{speed:.1f}"
+    if row["model"] == "nanoGPT":
+        return said
+    times = f"{ratio:.0f}" if ratio > 10 else f"{ratio:.1f}"
+    return f"{said} ({times}{' times' if first else ''})"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (ladder, without_torch, nano, text, sampling)
+}

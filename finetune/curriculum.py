@@ -1,0 +1,73 @@
+"""What a run learns that is to follow instructions, if the user brings nothing of his own.
+
+A batch has rows of three kinds: tales that are told as asked for, tales that are given and asked
+about, and string tasks. There are few tales, and a question about one is a few tokens to learn for
+some 400 to read: so most of what is asked is made afresh for every batch, about a whole tale or a
+few sentences of one, with other names in it than the tale has (questions.py), or out of words
+(strings.py).
+"""
+
+import re
+
+import numpy as np
+
+from . import questions, strings, tasks
+from .chat import Conversation
+
+QUESTIONS, STRINGS = 0.5, 0.375  # of the rows of a batch; the rest are tales
+TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
+WHOLE, MOST = 0.15, 8  # share of whole tales among what is asked about, and questions about one
+SENTENCES = 2  # of a passage, on average: where to look is learned where there is little to see
+ASKED = 0.9  # how often the tale's own questions are asked again, where the answer is in sight
+EXCHANGED = 0.7  # how often the names are others
+
+
+def told(tale: dict) -> Conversation:
+    """A tale as it is asked for, and then asked about."""
+    said = [text for q in tale["questions"] for text in (q["question"], q["answer"])]
+    return Conversation([tale["prompt"], tale["text"], *said], "tale")
+
+
+def asked(tale: dict) -> Conversation:
+    """A tale as the user gives it and asks about it."""
+    said = [text for q in tale["questions"] for text in (q["question"], q["answer"])]
+    return Conversation([about(tale["text"], said[0]), *said[1:]], "question")
+
+
+def about(text: str, question: str) -> str:
+    """What the user says to ask about a text."""
+    return f"{text}\n\n{question}"
+
+
+def question_talk(generator: np.random.Generator) -> Conversation:
+    """Questions about a tale that is trained on, or about a passage of it."""
+    tales = tasks.tales()["train"]
+    while True:
+        tale = tales[generator.integers(len(tales))]
+        whole = generator.random() < WHOLE
+        text = tale["text"] if whole else passage(tale["text"], generator)
+        pairs = [(q["question"], q["answer"]) for q in tale["questions"]
+                 if q["answer"] in text and generator.random() < ASKED]
+        most = generator.integers(2, MOST + 1)
+        pairs += questions.questions(text, generator, max(1, most - len(pairs)))
+        if pairs:
+            break
+    said = [part for i in generator.permutation(len(pairs)) for part in pairs[i]]
+    if generator.random() < EXCHANGED:
+        text, *said = questions.exchanged([text, *said], generator)
+    return Conversation([about(text, said[0]), *said[1:]], "question")
+
+
+def passage(text: str, generator: np.random.Generator) -> str:
+    """A few sentences in a row."""
+    begins = [0, *(blank.end() for blank in re.finditer(r"(?<=[.!?\"])\s+", text)), len(text)]
+    number = min(generator.geometric(1 / SENTENCES), len(begins) - 1)
+    first = generator.integers(len(begins) - number)
+    return text[begins[first]:begins[first + number]].strip()
+
+
+def string_talk(generator: np.random.Generator) -> Conversation:
+    """String tasks over words that are trained on."""
+    number = TURNS[generator.integers(len(TURNS))]
+    return Conversation([text for _ in range(number) for text in strings.make(generator)[:2]],
+                        "string")
