@@ -80,6 +80,11 @@ def starts(prompt: str, tokenizer: data.Tokenizer, separated: bool) -> list[int]
     return tokenizer.encode(prompt)
 
 
+def never_drawn(tokenizer: data.Tokenizer, separated: bool) -> list[int]:
+    """The tokens that no sample has: those without text, and END where no text ever ended."""
+    return [*tokenizer.silent] + ([] if separated else [data.END])
+
+
 class Writer:
     """Makes text of the tokens of a sample, up to where the first stop string would stand.
 
@@ -135,9 +140,9 @@ def stream(
     waiting: list[list[str]] = [[prompt] for _ in range(num)]
     writers = [Writer(tokenizer, stops) for _ in range(num)]
     begin = starts(prompt, tokenizer, separated)
-    never = [*tokenizer.silent] + ([] if separated else [data.END])
     shown, over, counts = 0, set(), [] if counts is None else counts
     counts[:] = [0] * num
+    never = never_drawn(tokenizer, separated)
     for sample, token in generate(model, [begin] * num, length, never=never, over=over, **how):
         counts[sample] += 1
         writer = writers[sample]
@@ -218,7 +223,8 @@ def make_parser() -> cli.Parser:
     which = parser.add_argument_group("which run").add_mutually_exclusive_group()
     text = "the newest run of this stage in runs/ (default transformer)"
     add(which, "model", text, str, metavar="STAGE")
-    add(which, "run", "a run folder (its best checkpoint), or a checkpoint in it", Path)
+    text = "a run folder (its best checkpoint), or a checkpoint in it; of --web several"
+    add(which, "run", text, Path, action="append")
     what = parser.add_argument_group("what to write")
     add(what, "prompt", "the beginning that every sample goes on from", str, metavar="TEXT")
     add(what, "num", "samples (default 20 lines, or 1 text)")
@@ -229,6 +235,10 @@ def make_parser() -> cli.Parser:
     add(what, "chat", text, bool)
     text = "the labels that the --run of finetune.classify gives this text"
     add(what, "classify", text, str, metavar="TEXT")
+    page = parser.add_argument_group("a page to play with")
+    text = "serve one on this machine, with any two runs side by side (default all of runs/)"
+    add(page, "web", text, bool)
+    add(page, "port", "where (default: the first that is free from 8000 on)")
     how = parser.add_argument_group("how to draw")
     add(how, "temperature", "below 1 safer, above wilder, 0 the likeliest (default 1)", float)
     add(how, "top_k", "only among so many likeliest tokens; 0 is off (default 0)")
@@ -253,10 +263,14 @@ def make_parser() -> cli.Parser:
 def main() -> None:
     args = make_parser().parse_args()
     check(args)
+    if args.web:
+        from book import play  # only here, for the page is built on this file
+
+        return play.main(args)
     nanogpt.sizes(args.model or "transformer")  # says so if there is no such stage
     if args.classify is not None or args.chat:
         check_finetuned(args)
-    run = args.run or runs.newest_run(args.model or "transformer")
+    run = args.run[0] if args.run else runs.newest_run(args.model or "transformer")
     if args.classify is not None:
         from finetune import talk  # only here, for finetune is built on this file
 
@@ -350,6 +364,23 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
     if not all(args.stop):
         raise ValueError("--stop must be a text of at least one character.")
+    if args.web:
+        return check_web(args)
+    if args.port is not None:
+        raise ValueError("--port is where --web serves its page; give both, or none.")
+    if args.run and len(args.run) > 1:
+        raise ValueError("several runs side by side are for --web; here name one --run.")
+
+
+def check_web(args: argparse.Namespace) -> None:
+    """ValueError for what does not go with the page."""
+    alone = ("model", "prompt", "num", "length", "stop", "chat", "classify", "compile")
+    given = [flag(name) for name in alone if getattr(args, name) not in (None, "", [], False)]
+    if given:
+        raise ValueError(f"{given[0]} does not go with --web, where the page asks for all that; "
+                         "leave it out (--run says which runs to offer).")
+    if args.port is not None and not 0 <= args.port <= 65535:
+        raise ValueError(f"--port must be from 0, any that is free, to 65535, not {args.port}.")
 
 
 def check_finetuned(args: argparse.Namespace) -> None:

@@ -103,7 +103,7 @@ def train(
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
     how = (config.optimizer, config.lr, config.weight_decay)
-    optimizers = make_optimizers(model, *how, lr_shares)
+    optimizers = make_optimizers(model, *how, lr_shares, machine.products)
     scaler = machine.scaler()
     average = Average(model, config.average)
     progress = Progress()
@@ -161,49 +161,58 @@ def train(
         bar.write(evaluation_line(line, config))
 
     world = processes.world
+
+    def prepare(step: int) -> tuple[int, list[tuple[int, list[Tensor]]]]:
+        """The targets of a step's batch, and this process's parts: the targets of each, itself."""
+        batch = batches(config.seed, step)
+        own = parts(batch, config.accumulate * world)[processes.rank::world]
+        return count(batch), [(count(part), to_device(part, machine.device)) for part in own]
+
     hidden = None if processes.first else True
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden, leave=False)
     with bar, cli.Interrupts() as interrupts:
         if not resume:
             validate()
         model.train()
+        ahead = None
         while progress.step < config.steps and not out_of_patience(progress, config):
             started = time.monotonic()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     share = group.get("lr_share", 1.0)
                     group["lr"] = config.lr * lr_factor(progress.step, config) * share
-            batch = batches(config.seed, progress.step)
-            tokens, nats = count(batch), 0.0
-            own = parts(batch, config.accumulate * world)[processes.rank::world]
-            for number, part in enumerate(own):
+            tokens, own = ahead or prepare(progress.step)
+            nats = 0.0
+            for number, (targets, part) in enumerate(own):
                 torch.manual_seed(dropout_seed(config.seed, progress.step, number, processes.rank))
                 with shared.part(last=number == len(own) - 1):
                     with machine.autocast():
                         # parts count by their targets, so that they add up to the batch's loss
-                        share = shared(*to_device(part, machine.device)) * (count(part) / tokens)
+                        share = shared(*part) * (targets / tokens)
                     # what the processes' gradients come to is their mean
                     scaler.scale(share * world).backward()
                 nats += share.detach()
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-            late = processes.first and time.monotonic() - saved > SAVE_SECONDS
-            value, asked, late = processes.total(nats, interrupts.asked, late)
-            norm = whole(norm)
-            finite = math.isfinite(norm)
+            norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
             # under float16 a gradient may overflow: that step is left out, and the scale halved
             overflow = scaler.is_enabled() and scaler.get_scale() >= 1
-            if not math.isfinite(value) or not (finite or overflow):
-                what = f"the loss is {value}, the norm of its gradient {norm.item()},"
-                raise Diverged(diverged_message(what, progress.step + 1, config, run))
             for optimizer in optimizers:
-                if finite:
+                if not scaler.is_enabled() or math.isfinite(norm):
                     scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
             average.update(progress.step)
 
+            # A GPU works on all this while the next batch is made. To read the loss is to wait for
+            # it: so that comes last, and a step that was not sound is found after it was made.
+            more = machine.kind != "cpu" and progress.step + 1 < config.steps
+            ahead = prepare(progress.step + 1) if more else None
+            late = processes.first and time.monotonic() - saved > SAVE_SECONDS
+            value, asked, late = processes.total(nats, interrupts.asked, late)
+            if not math.isfinite(value) or not (math.isfinite(norm) or overflow):
+                what = f"the loss is {value}, the norm of its gradient {norm.item()},"
+                raise Diverged(diverged_message(what, progress.step + 1, config, run))
             progress.step += 1
             progress.tokens += tokens
             progress.loss_sum += value

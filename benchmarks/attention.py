@@ -124,8 +124,8 @@ def cases(args) -> list[tuple[bool, int, int]]:
     return [(causal, D, T) for D in args.widths for causal in (True, False) for T in args.lengths]
 
 
-def measure(args, device: str) -> list[dict]:
-    """A row for each case, pass and contender."""
+def measure(args, device: str, keep: Callable[[list[dict]], None]) -> list[dict]:
+    """A row for each case, pass and contender. keep: gets all so far after each case."""
     rows = []
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     for causal, D, T in tqdm(cases(args), unit="case", disable=None):
@@ -147,11 +147,12 @@ def measure(args, device: str) -> list[dict]:
                  "bytes": size, **result}
                 for name, result in found.items()
             ]
+        keep(rows)
     return rows
 
 
-def measure_decode(args, device: str) -> list[dict]:
-    """A row for each batch, length of the cache and contender."""
+def measure_decode(args, device: str, keep: Callable[[list[dict]], None]) -> list[dict]:
+    """A row for each batch, length of the cache and contender. keep: as above."""
     rows = []
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     speed = timing.bandwidth(device)
@@ -174,6 +175,7 @@ def measure_decode(args, device: str) -> list[dict]:
                  **result}
                 for name, result in found.items()
             ]
+            keep(rows)
     return rows
 
 
@@ -280,16 +282,19 @@ def main() -> None:
     device = "cpu" if args.toy else "cuda"
     torch.manual_seed(0)
     out = args.out or (None if args.toy else ROOT / "benchmarks/results/attention.json")
+    about = timing.about(device)
+
+    def keep(name: str, rows: list[dict]) -> None:
+        timing.save(out, name, about | {"rows": rows})
+
     if not args.decode or args.toy:
-        rows = measure(args, device)
+        rows = measure(args, device, functools.partial(keep, "passes"))
         print(table(rows, ("pass", "causal", "width", "length"), "TFLOP/s", speed_of))
-        timing.save(out, "passes", timing.about(device) | {"rows": rows})
         if out:
             plot(rows, out.with_suffix(".png"))
     if args.decode or args.toy:
-        rows = measure_decode(args, device)
+        rows = measure_decode(args, device, functools.partial(keep, "decode"))
         print(table(rows, ("batch", "cache"), "Share of the bandwidth of a copy", share_of))
-        timing.save(out, "decode", timing.about(device) | {"rows": rows})
 
 
 if __name__ == "__main__":

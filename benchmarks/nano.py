@@ -11,7 +11,6 @@ checkpoint is judged as ours are: windows of the block size, every character but
 import datetime
 import json
 import pickle
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import data
+from benchmarks import nanogpt_peer
 from benchmarks.ladder import ROOT, SCRIPT, timed
 from data import cli, runs
 from nanogpt import weights
@@ -37,12 +37,13 @@ LONGER = ("--steps=1000", "--batch-size=32", "--eval-every=250")  # about three 
 
 def their_folder(clone: Path, folder: Path) -> Path:
     """A copy of nanoGPT with tiny shakespeare in characters, as its own prepare.py makes it."""
-    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns(".git", "out*"))
+    nanogpt_peer.copy_of(clone, folder)
     splits = data.load("shakespeare").splits
     train, val = splits["train"][0], splits["val"][0]
     characters = sorted(set(train + val))
     ids = {character: i for i, character in enumerate(characters)}
     place = folder / "data/shakespeare_char"
+    place.mkdir(parents=True, exist_ok=True)
     for name, text in (("train", train), ("val", val)):
         np.array([ids[c] for c in text], dtype=np.uint16).tofile(place / f"{name}.bin")
     meta = {"vocab_size": len(ids), "stoi": ids, "itos": dict(enumerate(characters))}
@@ -50,16 +51,17 @@ def their_folder(clone: Path, folder: Path) -> Path:
     return folder
 
 
-def theirs(folder: Path) -> dict:
-    """nanoGPT's run, and the loss of the checkpoint that it kept."""
-    flags = [f"--{name}={value}" for name, value in MACBOOK.items()]
+def theirs(folder: Path, settings: dict, block: int = BLOCK, device: str = "cpu") -> dict:
+    """nanoGPT's run with its shakespeare_char configuration but for these settings, and the loss of
+    the checkpoint that it kept."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
     script = [sys.executable, "train.py", "config/train_shakespeare_char.py"]
     seconds = timed([*script, *flags], cwd=folder)
     model, about = weights.load(str(folder / "out-shakespeare-char/ckpt.pt"), "shakespeare")
     tokenizer = data.tokenizer_from_dict(about["tokenizer"])
-    groups = data.evaluation_batches(data.load("shakespeare"), tokenizer, "val", BLOCK)
+    groups = data.evaluation_batches(data.load("shakespeare"), tokenizer, "val", block)
     parameters = sum(p.numel() for p in model.parameters()) - 4 * model.embedding.embedding_dim
-    loss = mean_loss(model.eval(), groups, choose("cpu"))[0]
+    loss = mean_loss(model.to(device).eval(), groups, choose(device))[0]
     return {"model": "nanoGPT", "parameters": parameters, "val_loss": loss, "seconds": seconds}
 
 
@@ -108,7 +110,8 @@ def main() -> None:
         for number in range(args.times):
             note(ours("ours", (), number, Path(scratch, f"run-{number}")))
             if args.nanogpt:
-                note(theirs(their_folder(args.nanogpt, Path(scratch, f"theirs-{number}"))))
+                note(theirs(their_folder(args.nanogpt, Path(scratch, f"theirs-{number}")),
+                            MACBOOK))
         if not args.short:
             note(ours("ours, for longer", LONGER, 0, Path(scratch, "longer")))
     print(table(rows))

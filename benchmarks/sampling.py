@@ -2,6 +2,7 @@
 
     python -m benchmarks.sampling --makemore CLONE
     python -m benchmarks.sampling --nanogpt CLONE [--sizes nano baby gpt2] [--transformers]
+    python -m benchmarks.sampling --transformers --device cuda --dtypes bfloat16 --batches 1 64
 
 With makemore: names from the transformer. The names and the split are makemore's, as in
 benchmarks.ladder. Both models have their default sizes and are first trained for 500 steps, so that
@@ -17,8 +18,14 @@ more; where --peer-tokens has it draw fewer, they are those in the middle of the
 of as many as came before. Ours are the same network (--arch=gpt2) or that of --arch=modern, as it
 is and compiled, where the time until the second token is told apart. transformers has its own cache
 and more positions than the block where the text is longer.
+
+With transformers alone: GPT-2's network with the same weights and dtype in both, batches of 1,000
+tokens each, in turn in one process: its generate with its static cache, which it compiles on a GPU;
+ours compiled, with the attention that --attention=auto chooses there and with PyTorch's. "off": the
+largest difference of the logits of a prompt. --toy: at a toy size, on the CPU, nothing compiled.
 """
 
+import copy
 import datetime
 import json
 import os
@@ -33,18 +40,21 @@ from pathlib import Path
 import torch
 
 import data
-from benchmarks import makemore_peer, nanogpt_peer
+from benchmarks import makemore_peer, nanogpt_peer, timing
 from benchmarks.ladder import ROOT, makemore_split, timed
 from data import cli, runs
+from nanogpt import attention
 from nanogpt.generate import compile_step
 from nanogpt.gpt import ARCHS, GPT, SIZES
-from nanogpt.machine import DTYPES
+from nanogpt.machine import DEVICES, DTYPES, choose
+from nanogpt.weights import translate
 from sample import generate, load_run
 
 LENGTH = 15  # what makemore draws for a name: the longest of its names
 NAMES = 200  # a round
 VOCABULARY = {"gpt2": 50304}  # of Shakespeare's characters else, as in nanoGPT
 CHARACTERS = 65
+TOY = dict(layers=1, heads=2, width=16, block_size=16)
 
 
 def our_round(model, batch: int, stop: int | None, seed: int) -> int:
@@ -114,9 +124,12 @@ def beside_makemore(clone: Path, rounds: int) -> list[dict]:
     return rows
 
 
-def text_of(model: GPT, tokens: int, step: Callable | None, seed: int) -> int:
-    """Draw a text of so many tokens; their number."""
-    return sum(1 for _ in generate(model, [[data.END]], tokens, seed=seed, stop=None, step=step))
+def text_of(
+    model: GPT, tokens: int, step: Callable | None, seed: int, batch: int = 1
+) -> int:
+    """Draw texts of so many tokens; the number of all."""
+    prompts = [[data.END]] * batch
+    return sum(1 for _ in generate(model, prompts, tokens, seed=seed, stop=None, step=step))
 
 
 def ours(size: str, arch: str, dtype: str, compiled: bool, tokens: int) -> tuple[dict, Callable]:
@@ -193,6 +206,87 @@ def beside_nanogpt(size: str, args) -> list[dict]:
     ]
 
 
+def same_weights(model: GPT):
+    """transformers' GPT-2 with the weights of ours, in their dtype and place."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    width = model.embedding.embedding_dim
+    config = GPT2Config(
+        vocab_size=model.vocab_size, n_layer=len(model.layers), n_embd=width,
+        n_head=model.layers[0].attention.heads, n_positions=model.block_size, eos_token_id=None,
+        pad_token_id=1, bos_token_id=0,
+    )
+    state = {}
+    for name, tensor in model.state_dict().items():
+        theirs, turned = translate(name)
+        place = theirs if theirs.startswith("lm_head") else f"transformer.{theirs}"
+        state[place] = tensor.T if turned else tensor
+    peer = GPT2LMHeadModel(config).to(model.head.weight)
+    peer.load_state_dict(state)
+    return peer.eval()
+
+
+def their_texts(peer, tokens: int, batch: int, seed: int) -> int:
+    """As text_of, by transformers' generate with its static cache."""
+    torch.manual_seed(seed)
+    begin = torch.zeros(batch, 1, dtype=torch.long, device=peer.device)
+    with torch.inference_mode():
+        drawn = peer.generate(
+            begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0,
+            max_new_tokens=tokens, min_new_tokens=tokens, cache_implementation="static",
+            disable_compile=peer.device.type == "cpu",  # where it would not by itself
+        )
+    return drawn[:, 1:].cpu().numel()  # which waits for them
+
+
+@torch.inference_mode()
+def logits_off(peer, model: GPT) -> float:
+    """The largest difference of the logits after a prompt."""
+    vocabulary, length = model.vocab_size, min(64, model.block_size)
+    prompt = torch.randint(vocabulary, (1, length), device=peer.device)
+    return (peer(prompt).logits - model(prompt)[0]).abs().max().item()
+
+
+def beside_transformers(args) -> list[dict]:
+    """The rows of each size of a batch; transformers' first."""
+    machine = choose(args.device, args.dtypes[0], not args.toy)
+    ways = list(dict.fromkeys((attention.choose("auto", machine), "sdpa")))
+    rows = []
+    for batch in args.batches:
+        torch.manual_seed(0)
+        sizes = dict(TOY if args.toy else SIZES["gpt2"])
+        vocabulary = CHARACTERS if args.toy else VOCABULARY["gpt2"]
+        model = GPT(vocabulary, sizes.pop("block_size"), **sizes, **ARCHS["gpt2"]).eval()
+        model.to(machine.device, getattr(torch, machine.dtype))
+        peer = same_weights(model)
+        found = [{"model": "transformers", "compiled": machine.kind != "cpu"}]
+        jobs = [partial(their_texts, peer, args.tokens, batch)]
+        for how in ways:
+            ours = copy.deepcopy(model)
+            attention.use(ours, how)
+            step = compile_step(ours) if machine.compiled else None
+            found.append({"model": "rungs", "attention": how, "compiled": bool(step)})
+            jobs.append(partial(text_of, ours, args.tokens, step, batch=batch))
+        off, speeds = logits_off(peer, model), turns(jobs, args.rounds or 3)
+        rows += [
+            {"batch": batch, "tokens": args.tokens, "dtype": machine.dtype, "off": off, **what,
+             "per_second": statistics.median(speed),
+             "ratio": statistics.median(a / b for a, b in zip(speed, speeds[0]))}
+            for what, speed in zip(found, speeds)
+        ]
+    return rows
+
+
+def print_batches(rows: list[dict]) -> None:
+    print("| batch | model | tokens a second | times transformers | logits off |")
+    print("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        name = row["model"] + f", {row.get('attention')}" * ("attention" in row)
+        name += ", compiled" * row["compiled"]
+        speed = f"{row['per_second']:,.1f} | {row['ratio']:.2f}"
+        print(f"| {row['batch']} | {name} | {speed} | {row['off']:.1e} |")
+
+
 def print_sizes(rows: list[dict]) -> None:
     print("| size | model | tokens a second | times nanoGPT | warm-up, seconds |")
     print("| --- | --- | --- | --- | --- |")
@@ -216,15 +310,28 @@ def main() -> None:
                         help="of ours (default gpt2: the same network)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"],
                         help="of our weights (default float32)")
-    parser.add_argument("--tokens", type=int, default=500, metavar="N", help="default 500")
+    parser.add_argument("--tokens", type=int, metavar="N",
+                        help="default 500, beside transformers alone 1000")
     parser.add_argument("--peer-tokens", type=int, metavar="N",
                         help="how many of them nanoGPT draws, where all take long (default all)")
     parser.add_argument("--transformers", action="store_true", help="beside transformers, too")
+    parser.add_argument("--device", choices=DEVICES[1:], default="cpu",
+                        help="beside transformers alone (default cpu)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], metavar="N",
+                        help="beside transformers alone (default 1 64)")
+    parser.add_argument("--toy", action="store_true", help="... at a toy size, on the CPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sampling.json",
                         metavar="FILE", help="default benchmarks/results/sampling.json")
     args = parser.parse_args()
-    if not args.makemore and not args.nanogpt:
-        parser.error("--makemore or --nanogpt must say where a clone is")
+    if not args.makemore and not args.nanogpt and not args.transformers:
+        parser.error("give --makemore or --nanogpt and where a clone is, or --transformers")
+    if min(*args.batches, args.rounds or 1, args.tokens or 1) < 1:
+        raise ValueError("--batches, --rounds and --tokens must be at least 1.")
+    alone = args.transformers and not args.nanogpt
+    args.tokens = args.tokens or (1000 if alone else 500)
+    if args.toy:
+        args.device, args.dtypes, args.batches = "cpu", ["float32"], [1, 2]
+        args.tokens, args.rounds = 5, 1
     args.out.parent.mkdir(parents=True, exist_ok=True)
     about = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
     results = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
@@ -239,6 +346,10 @@ def main() -> None:
         before = results.get("nanogpt", {}).get("rows", [])
         kept = [row for row in before if row["size"] not in args.sizes]
         results["nanogpt"] = about | {"rows": kept + rows}
+    if alone:
+        rows = beside_transformers(args)
+        print_batches(rows)
+        results["transformers"] = timing.about(args.device) | {"rows": rows}
     runs.write_json(args.out, results)
 
 

@@ -190,6 +190,7 @@ def seed_of(seed, device) -> Tensor:
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
+@torch.compiler.assume_constant_result  # the compiler cannot look into what is asked of the device
 def unavailable(device: torch.device) -> str:
     """Why the kernels cannot run on a device: a sentence, empty where they can."""
     if INTERPRETED.value and device.type in ("cpu", "cuda"):

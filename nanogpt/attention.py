@@ -36,9 +36,10 @@ def choose(how: str, machine: Machine) -> str:
 
 
 def use(model: nn.Module, how: str) -> None:
-    """Have a transformer or a gpt compute its attention so."""
+    """Have a transformer or a gpt compute its attention so; "triton": a gpt its loss of many logits
+    by our kernel too."""
     if hasattr(model, "attention"):
-        model.attention = how
+        model.attention, model.fused_loss = how, how == "triton"
         return
     for place in [model, *(layer.attention for layer in model.layers)]:
         for name in ("mask_of", "attend"):

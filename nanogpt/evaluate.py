@@ -18,8 +18,11 @@ ALONE = Processes()
 
 
 def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:
-    """The arrays of a batch as tensors."""
-    return [torch.from_numpy(array).to(device) for array in batch]
+    """The arrays of a batch as tensors. To a GPU they go while this process goes on."""
+    tensors = [torch.from_numpy(array) for array in batch]
+    if device.startswith("cuda"):  # which fetches them itself, from memory that stays in its place
+        return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    return [tensor.to(device) for tensor in tensors]
 
 
 def mean_loss(

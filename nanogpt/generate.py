@@ -5,6 +5,7 @@ in place (gpt.py), so a token costs as much after ten thousand as after ten; the
 the State that they hand out.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -59,9 +60,12 @@ def generate(
         model.eval()
     try:
         reader = Reader(model, prompts, length, step)
+        # drawn where float64 is to be had, with as little sent from a GPU as there can be
+        place = reader.device if reader.device.type == "cuda" else "cpu"
+        uniforms, banned = uniforms.to(place), banned.to(place)
         going = list(range(len(prompts)))
         for n in range(length):
-            logits = reader.logits.float().cpu() + banned
+            logits = reader.logits.float().to(place) + banned
             drawn = draw(logits, uniforms[:, n], temperature, top_k, top_p)
             tokens = drawn.tolist()
             yield from zip(going, tokens)
@@ -171,13 +175,24 @@ class Reader:
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which.
-
-    temperature 0 takes the likeliest. top_k > 0 keeps the k likeliest; top_p < 1 the smallest set
-    of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both keep.
-    """
+    """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which."""
     if temperature == 0:
         return logits.argmax(1)
+    reached = chances(logits, temperature, top_k, top_p).cumsum(1)
+    # the first token at which the sum passes the drawn share: never one of probability 0
+    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+    return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
+
+
+def chances(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What `draw` draws from: the probabilities of logits (B, V) that are kept, else 0, float64.
+
+    temperature 0 keeps the likeliest alone. top_k > 0 keeps the k likeliest; top_p < 1 the smallest
+    set of likeliest tokens whose probabilities reach it (Holtzman et al. 2020); both: what both
+    keep. A row does not sum to 1 where something was left out.
+    """
+    if temperature == 0:
+        return F.one_hot(logits.argmax(1), logits.shape[1]).double()
     if temperature != 1:  # the likeliest is 0 first, so that nothing overflows however cold
         logits = (logits - logits.max(1, keepdim=True).values).double() / temperature
     probabilities = logits.double().softmax(1)
@@ -189,14 +204,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         if top_k > 0:
             ordered[:, top_k:] = 0
         probabilities = torch.zeros_like(probabilities).scatter(1, tokens[order], ordered)
-    reached = probabilities.cumsum(1)
-    # the first token at which the sum passes the drawn share: never one of probability 0
-    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
+    return probabilities
 
 
 def shortlist(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Tokens (N,), in order, among which are all of probabilities (B, V) that `draw` keeps.
+    """Tokens (N,), in order, among which are all of probabilities (B, V) that `chances` keeps.
 
     All V, or of a large vocabulary, which would take long to sort, few.
     """
@@ -211,20 +223,31 @@ def shortlist(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
 def compile_step(model: LanguageModel) -> Callable:
     """The model for one token of each row and a Cache, compiled: (tokens (B, 1), cache) as it is.
 
-    It is compiled at the first call, and again for another number of rows or another room.
+    It is compiled at the first call, and again for another number of rows or another room. On a
+    GPU, where most of a step would be the launching of its kernels, it becomes a CUDA graph, which
+    is recorded again for another cache.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    rings = None  # those that the graph knows
 
     def step(tokens, position, used, memories):
         with OneToken() if on_cpu else nullcontext():
             return model(tokens, Cache(position, position, memories, used))[0]
 
-    options = {"size_asserts": False}
+    options = {"size_asserts": False} | ({"triton.cudagraphs": True} if on_gpu else {})
     if on_cpu:  # what a sum reads again and again is worked out once, before it
         options["realize_opcount_threshold"] = 0
     compiled = torch.compile(step, dynamic=False, fullgraph=True, options=options)
 
     def of_cache(tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        nonlocal rings
+        if on_gpu and rings is not cache.memories:  # written in place, so never to be copied
+            rings = cache.memories
+            for ring in itertools.chain(*rings):
+                torch._dynamo.mark_static_address(ring, guard=False)
+        if on_gpu:  # what the last step gave out may be written over
+            torch.compiler.cudagraph_mark_step_begin()
         used = torch.tensor(cache.used, device=tokens.device)
         logits = compiled(tokens, cache.position, used, cache.memories)
         return logits, replace(cache, position=cache.position + 1, used=cache.used + 1)

@@ -153,7 +153,8 @@ class GPT(LanguageModel):
         kv_heads = kv_heads or heads
         check(width, heads, kv_heads, position=position, norm=norm, mlp=mlp)
         self.position, self.score_cap, self.logit_cap = position, score_cap, logit_cap
-        self.attention, self.checkpointing = "sdpa", False  # how it is computed, not what
+        # how it is computed, not what
+        self.attention, self.fused_loss, self.checkpointing = "sdpa", False, False
         self.limit = block_size if position == "learned" else None
         self.reach = min(window or block_size, block_size)  # a position sees this many, and itself
         self.drop = nn.Dropout(dropout)
@@ -270,6 +271,10 @@ class GPT(LanguageModel):
         chunks = -(-len(targets) * self.vocab_size // CHUNK)
         if chunks == 1:
             return F.cross_entropy(full(self.logits(x)), targets, ignore_index=IGNORED)
+        if self.fused_loss and isinstance(self.head, nn.Linear):  # finetuning may have replaced it
+            from kernels.cross_entropy import linear_cross_entropy
+
+            return linear_cross_entropy(x, self.head.weight, targets, cap=self.logit_cap)
 
         def part(x, targets):
             logits = full(self.logits(x))

@@ -34,6 +34,12 @@ class Machine:
             return nullcontext()
         return torch.autocast(self.kind, dtype=getattr(torch, self.dtype))
 
+    @property
+    def products(self) -> torch.dtype | None:
+        """Of an optimizer that multiplies weights: bfloat16 on a GPU that computes in it, for there
+        float32 takes ten times as long; else None, that of the weights."""
+        return torch.bfloat16 if (self.kind, self.dtype) == ("cuda", "bfloat16") else None
+
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss under float16, where small gradients would vanish; else does nothing."""
         return torch.amp.GradScaler(self.kind, enabled=self.dtype == "float16")

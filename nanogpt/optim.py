@@ -16,7 +16,7 @@ BETAS = (0.9, 0.99)  # of AdamW
 
 def make_optimizers(
     model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0,
-    lr_shares: dict[str, float] | None = None,
+    lr_shares: dict[str, float] | None = None, products: torch.dtype | None = None,
 ) -> list[torch.optim.Optimizer] | list[NumpyOptimizer]:
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
@@ -24,7 +24,7 @@ def make_optimizers(
     hold for them. Weight decay is for matrices alone. Both take the same learning rate. A model in
     NumPy gets the optimizers of makemore/without_torch, and may have any kind of these. lr_shares:
     parameters, by name, that take another share of the learning rate than 1; it stands in their
-    group as "lr_share".
+    group as "lr_share". products: of Muon, the dtype of its products, if not that of the weights.
     """
     decayed, muon, rest = [], [], []
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -61,7 +61,7 @@ def make_optimizers(
         every = groups(decayed, weight_decay) + groups(rest, 0.0)
         optimizers.append(torch.optim.AdamW(every, lr=lr, betas=BETAS, fused=fused))
     if muon:
-        optimizers.append(Muon(groups(muon, weight_decay), lr=lr))
+        optimizers.append(Muon(groups(muon, weight_decay), lr=lr, products=products))
     return optimizers
 
 
@@ -123,10 +123,14 @@ class Muon(torch.optim.Optimizer):
     2025), so that both take the same learning rate. A matrix with one side a multiple of the other,
     such as the stacked gates of a cell or queries, keys and values, is taken as square blocks, and
     blocks of one shape share a batched product, up to STACK of their elements: torch.optim.Muon
-    goes one by one.
+    goes one by one. products: their dtype, if not that of the weights: bfloat16 will do (Jordan).
     """
 
-    def __init__(self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0,
+        products: torch.dtype | None = None,
+    ):
+        self.products = products  # how it is computed: of this a checkpoint says nothing
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -153,7 +157,8 @@ class Muon(torch.optim.Optimizer):
     def move(self, stack: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
         """Change these parameters by their blocks, which are of one shape."""
         blocks = [blocks for _, blocks in stack]
-        updates = orthogonalise(torch.cat(blocks)).split([len(part) for part in blocks])
+        whole_stack = orthogonalise(torch.cat(blocks), products=self.products)
+        updates = whole_stack.split([len(part) for part in blocks])
         scale = 0.2 * max(blocks[0].shape[1:]) ** 0.5
         for (parameter, _), update in zip(stack, updates, strict=True):
             parameter.mul_(1 - lr * weight_decay)
@@ -179,14 +184,17 @@ def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
     return blocks.transpose(0, 1).reshape(rows, columns)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(
+    matrices: Tensor, steps: int = 5, products: torch.dtype | None = None
+) -> Tensor:
     """(N, r, c) -> nearly the nearest matrices with orthonormal rows, r <= c.
 
     Newton and Schulz's iteration with Jordan's coefficients, which bring every singular value
-    near 1, not to it, in five steps.
+    near 1, not to it, in five steps. products: their dtype, if not that of the matrices.
     """
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.to(products or x.dtype)
     for _ in range(steps):
         a = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
+    return x.to(matrices.dtype)

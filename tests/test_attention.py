@@ -376,6 +376,19 @@ def test_compiles_without_a_break(backend):
     assert torch.equal(first, compiled(q, k, v)) and not torch.equal(first, second)
 
 
+def test_what_is_asked_of_the_device_does_not_break_the_graph(monkeypatch):
+    class Device:  # the compiler stops at it, as at a question to CUDA
+        @property
+        def value(self):
+            torch._dynamo.graph_break()
+            return True
+
+    monkeypatch.setattr(kernels.operator, "INTERPRETED", Device())
+    q, k, v, _ = inputs(T=9, S=9)
+    compiled = torch.compile(kernels.attention, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(q, k, v), kernels.attention(q, k, v))
+
+
 def test_compiles_for_lengths_that_change():
     def model(q, k, v):
         return kernels.attention(q, k, v, causal=True)

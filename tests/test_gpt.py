@@ -247,6 +247,34 @@ def test_bfloat16_products(piece, chunk, monkeypatch):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("piece", ["modern", "gpt2"])  # with a cap and without, the head tied
+def test_the_loss_of_our_kernel_is_the_same(piece, interpreter, monkeypatch):
+    from kernels import cross_entropy  # here, where the interpreter is chosen
+
+    monkeypatch.setattr(gpt, "CHUNK", 100)
+    tokens, targets = random_batch()
+    targets[:, ::3] = -1
+    found = []
+    for fused in (False, True):
+        model = shaken(build(piece))
+        model.fused_loss = fused
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        same(a, b, 1e-5)
+    attention.use(model, "triton")
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True, dynamic=False)
+    same(compiled(tokens, targets).detach(), found[0][0], 1e-5)
+    torch._dynamo.reset()
+    called = []
+    monkeypatch.setattr(cross_entropy, "linear_cross_entropy", lambda *a, **k: called.append(k))
+    model.loss(tokens, targets)
+    attention.use(model, "sdpa")
+    model.loss(tokens, targets)
+    assert called == [{"cap": model.logit_cap}]
+
+
 # The first weights
 
 

@@ -143,6 +143,19 @@ def test_a_parameter_without_a_gradient_stays():
     same(unused.detach(), before, 0)
 
 
+def test_muon_with_products_in_bfloat16():
+    for products, dtype in ((torch.bfloat16, torch.float32), (None, torch.float64)):
+        found = orthogonalise(noise(4, 16, 24).to(dtype), products=products)
+        exact = orthogonalise(noise(4, 16, 24))
+        assert found.dtype == dtype and (found - exact).abs().max() < (0.03 if products else 1e-12)
+    (half,), (full,) = parameters((16, 24)), parameters((16, 24))
+    start = full.detach().clone()
+    for weight, products in ((half, torch.bfloat16), (full, None)):
+        run(Muon([weight], lr=0.1, products=products), [weight], 3)
+    a, b = (half.detach() - start).flatten(), (full.detach() - start).flatten()
+    assert not torch.equal(a, b) and torch.cosine_similarity(a, b, 0) > 0.999
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 16), (16, 24), (24, 16)])  # not blocks: theirs has none
 def test_muon_is_about_pytorch_s(shape):

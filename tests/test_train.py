@@ -26,7 +26,7 @@ import train
 from data import runs
 from makemore.recipes import RECIPES
 from makemore.without_torch import schedules
-from nanogpt.machine import choose
+from nanogpt.machine import Machine, choose
 from sample import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,9 @@ def config(**given):
     return train.Config(**plain | given)
 
 
-def drill(run, *, losses=None, evaluate=None, loss=None, batches=None, resume=None, **given):
+def drill(
+    run, *, losses=None, evaluate=None, loss=None, batches=None, resume=None, machine=None, **given
+):
     """train.train on noise. losses: what the evaluations say, one after the other."""
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -155,8 +157,28 @@ def drill(run, *, losses=None, evaluate=None, loss=None, batches=None, resume=No
     return train.train(
         model, batches or noise, functools.partial(loss, model) if loss else model.loss, settings,
         evaluate=functools.partial(evaluate, model) if evaluate else lambda: next(said, 2.0),
-        machine=choose("cpu", settings.dtype), run=run, about={}, resume=resume,
+        machine=machine or choose("cpu", settings.dtype), run=run, about={}, resume=resume,
     )
+
+
+def test_the_batch_that_a_gpu_gets_ahead_changes_nothing(tmp_path):
+    class Elsewhere(Machine):  # the CPU, where train takes it for another device
+        kind = property(lambda self: "mps")
+
+    asked = []
+
+    def batches(seed, step):
+        asked.append(step)
+        tokens = np.random.default_rng(step).integers(9, size=(4, 9))
+        return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+    found = []
+    for machine in (None, Elsewhere("cpu", "float32", False)):
+        run = tmp_path / str(len(found))
+        drill(run, batches=batches, machine=machine, steps=5, eval_every=2, accumulate=2)
+        found.append(runs.load_checkpoint(run / "last.pt"))
+    assert not differences(*found)
+    assert asked == 2 * list(range(5))  # each once, and none beyond the last
 
 
 def differences(a, b, where=""):

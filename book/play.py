@@ -1,0 +1,439 @@
+"""A page to play with: python sample.py --web
+
+Any two trained runs side by side: what may come next, samples as they are drawn, the inside of the
+model as a picture (inside.py). A server for one person on one machine, by the standard library:
+
+    GET  /        the page, and its two files
+    GET  /runs    which runs there are
+    POST /look    what a run makes of a beginning
+    POST /sample  a sample, a line of JSON for each token, until its end or till nobody listens
+
+It answers on 127.0.0.1 alone, and only to what names it so: a page from elsewhere that has its own
+name point here (DNS rebinding), or that sends its visitor's browser here, is refused. What comes in
+is bounded, a run is looked up by its name in a list, and no path is made of anything that was sent.
+"""
+
+import argparse
+import errno
+import json
+import math
+import os
+import socket
+import socketserver
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import data
+import sample
+from data import runs
+from makemore.model import LanguageModel
+from nanogpt import STAGES
+
+from .inside import look
+
+HERE = Path(__file__).parent
+FILES = {
+    "/": ("play.html", "text/html"),
+    "/play.css": ("play.css", "text/css"),
+    "/play.js": ("play.js", "text/javascript"),
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+BODY = 64_000  # bytes of a request
+PROMPT = 4000  # characters
+TOKENS = 2000  # of all samples of one request together
+PLACES = 16  # requests that are worked on at the same time
+KEPT = 4  # models in memory
+PATIENCE = 20  # seconds to wait for one who neither sends nor reads
+BOUNDS = {"temperature": (0, 100), "top_k": (0, 10**6), "top_p": (1e-6, 1), "seed": (0, 2**53),
+          "num": (1, 20), "length": (1, TOKENS)}
+PORTS = range(8000, 8020)
+
+
+class Refused(Exception):
+    """A request that is answered with this status and this sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass
+class Loaded:
+    """A run that is ready: its model is where it computes, its kind as in the config."""
+
+    model: LanguageModel
+    tokenizer: data.Tokenizer
+    config: dict
+    val_loss: float | None
+
+
+class Shelf:
+    """The runs on offer by their names; the models that were asked for last stay in memory."""
+
+    def __init__(self, args: argparse.Namespace, root: Path = Path("runs")):
+        """args: of sample.py; without runs of its own (--run) all in root, and one folder deeper.
+
+        ValueError: there is none.
+        """
+        self.args, self.root = args, root
+        self.known: dict[str, Path] = {}
+        self.loaded: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
+        for run in args.run or []:
+            if not (run.is_file() or run.is_dir() and runs.present(run)):
+                raise ValueError(f"there is no run folder or checkpoint at {run}.")
+            if not settings_of(run):
+                raise ValueError(f"{run} is not for the page: it sorts texts, or the config.json "
+                                 "beside it is damaged.")
+        if not self.offered():
+            raise ValueError(f"there is no run with a checkpoint in {root}/; train one first: "
+                             "python train.py --model=rnn")
+
+    def paths(self) -> dict[str, Path]:
+        """Name -> where it is. Runs that sort texts cannot write, and are left out."""
+        if self.args.run:
+            names = {str(run): run for run in self.args.run}
+        else:
+            folders = [path.parent for depth in ("*", "*/*")
+                       for path in self.root.glob(f"{depth}/config.json")]
+            names = {folder.relative_to(self.root).as_posix(): folder
+                     for folder in sorted(folders) if runs.present(folder)}
+        return {name: path for name, path in names.items() if settings_of(path)}
+
+    def offered(self) -> list[dict]:
+        """The runs in the order of the ladder, for JSON."""
+        self.known = self.paths()  # looked at anew whenever the page is loaded
+        found = [{"name": name, **settings_of(path)} for name, path in self.known.items()]
+        return sorted(found, key=lambda run: (STAGES.index(run["stage"]), run["name"]))
+
+    def open(self, name: str) -> Loaded:
+        """The run of that name. KeyError: none. ValueError: it is damaged, or cannot be placed."""
+        path = self.known[name]
+        file = path if path.is_file() else path / [*runs.present(path), ""][0]
+        if not file.is_file():
+            raise KeyError(name)  # it was there when the page was loaded
+        key = name, file.stat().st_mtime_ns  # a run may be trained on while the page is open
+        if key not in self.loaded:
+            checkpoint = runs.load_checkpoint(file)
+            model, tokenizer = sample.restore(checkpoint)
+            sample.place(model, checkpoint["config"], self.args)
+            loss = checkpoint["progress"].get("val_loss", math.nan)
+            loss = loss if math.isfinite(loss) else None
+            self.loaded[key] = Loaded(model, tokenizer, checkpoint["config"], loss)
+        self.loaded.move_to_end(key)
+        while len(self.loaded) > KEPT:
+            self.loaded.popitem(last=False)
+        return self.loaded[key]
+
+
+def settings_of(run: Path) -> dict | None:
+    """Stage and data of a run, by its config.json; None where it is damaged, or sorts texts."""
+    folder = run if run.is_dir() else run.parent
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        sorts = (config.get("finetune") or {}).get("kind") == "classify"
+        if sorts or config["model"] not in STAGES:
+            return None
+        return {"stage": config["model"], "data": Path(config["data"]).name or config["data"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each request; one more computes for all of them, in the order they come.
+
+    So ten that sample get a token each in turn, and none waits for another's end.
+    """
+
+    allow_reuse_address = os.name != "nt"  # there it would let two serve at one port
+    request_queue_size = 64
+
+    def __init__(self, shelf: Shelf, port: int = 0):
+        """port 0: any that is free. OSError: it is taken."""
+        self.shelf = shelf
+        self.files = {path: (HERE / name).read_bytes() for path, (name, _) in FILES.items()}
+        self.worker, self.closing = ThreadPoolExecutor(1), False
+        self.places = threading.BoundedSemaphore(PLACES)
+        super().__init__(("127.0.0.1", port), Handler)
+        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+
+    def server_bind(self) -> None:
+        """As HTTPServer's, which would ask the network for this machine's name."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address
+
+    def compute(self, function: Callable, *arguments):
+        """What the function gives, worked out when it is its turn."""
+        try:
+            return self.worker.submit(function, *arguments).result()
+        except (CancelledError, RuntimeError) as error:
+            if self.closing:
+                raise ConnectionAbortedError("the server is going down") from error
+            raise
+
+    def handle_error(self, request, client_address) -> None:
+        pass  # the one who asked has gone; of all else the handler tells
+
+    def close(self) -> None:
+        """Free the port, and let what is being computed come to its end."""
+        self.closing = True
+        self.server_close()
+        self.worker.shutdown(cancel_futures=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    timeout = PATIENCE
+    disable_nagle_algorithm = True  # a token is not to wait for the next
+    server: Server
+
+    def do_GET(self) -> None:
+        self.answer({path: self.send_file for path in FILES} | {"/runs": self.send_runs})
+
+    def do_POST(self) -> None:
+        self.answer({"/look": self.send_look, "/sample": self.send_sample})
+
+    def answer(self, rooms: dict[str, Callable[[], None]]) -> None:
+        """Do what the path asks for, or say in a sentence why not."""
+        self.begun, self.unread = False, True
+        try:
+            self.admit()
+            path = self.path.split("?")[0]
+            if path not in rooms:
+                raise Refused(404, "there is nothing here by that name.")
+            rooms[path]()
+        except Refused as refused:
+            self.fail(refused.status, str(refused))
+        except (ConnectionError, TimeoutError):
+            raise  # nobody is there to be told
+        except (ValueError, OSError) as error:  # as on the command line: the user's to mend
+            self.fail(200, str(error))  # as an answer: nothing was wrong with how it was asked
+        except Exception as error:  # ours to mend, and no reason to go down
+            traceback.print_exc()
+            self.fail(500, f"this went wrong: {str(error)[:300] or type(error).__name__}")
+
+    def admit(self) -> None:
+        """Refused: whoever asks does not mean this server, or is a page from elsewhere."""
+        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+        if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
+            raise Refused(403, "this server answers to its address on this machine alone.")
+        own = {f"http://{host}" for host in self.server.hosts}
+        if not own.issuperset(origins):
+            raise Refused(403, "this server answers to its own page alone.")
+
+    def body(self) -> dict:
+        """The JSON object that was sent. Refused: it is none, or too large."""
+        if self.headers.get("Content-Type", "").split(";")[0].strip() != "application/json":
+            raise Refused(415, "the body must be application/json.")
+        size = self.headers.get("Content-Length", "")
+        if not (size.isascii() and size.isdigit()):
+            raise Refused(411, "the length of the body must be given.")
+        if len(size) > 9 or int(size) > BODY:
+            raise Refused(413, f"the body may have {BODY:,} bytes, and not more.")
+        try:
+            content, self.unread = self.rfile.read(int(size)), False
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            raise Refused(400, "the body is not JSON.") from None
+        if not isinstance(body, dict):
+            raise Refused(400, "the body must be a JSON object.")
+        return body
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Held while the server works for this request. Refused: all places are taken."""
+        if not self.server.places.acquire(blocking=False):
+            raise Refused(503, "too much is asked for at the same time; try again in a moment.")
+        try:
+            yield
+        finally:
+            self.server.places.release()
+
+    def send_file(self) -> None:
+        path = self.path.split("?")[0]
+        self.send(200, FILES[path][1] + "; charset=utf-8", self.server.files[path])
+
+    def send_runs(self) -> None:
+        args = self.server.shelf.args
+        begin = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        limits = {"prompt": PROMPT, "tokens": TOKENS}
+        self.send_json(200, {"runs": self.server.shelf.offered(), "begin": begin, "limits": limits})
+
+    def send_look(self) -> None:
+        """What a run makes of a beginning (inside.look), and what there is to say of the run."""
+        asked = self.body()
+        name, prompt = text_of(asked, "run", 1000), text_of(asked, "prompt", PROMPT)
+        picture = text_of(asked, "picture", 100)
+        how = {name: number_of(asked, name) for name in ("temperature", "top_k", "top_p")}
+
+        def work() -> dict:
+            run = self.open(name)
+            config = run.config
+            found = look(run.model, run.tokenizer, config["model"], config["separated"], prompt,
+                         picture, **how)
+            num, length = sample.defaults(config["kind"], config["block_size"])
+            return found | {
+                "parameters": sum(p.numel() for p in run.model.parameters()),
+                "block_size": config["block_size"], "kind": config["kind"],
+                "val_loss": run.val_loss, "num": min(num, 10), "length": length,
+            }
+
+        with self.place():
+            self.send_json(200, self.server.compute(work))
+
+    def send_sample(self) -> None:
+        """Samples as sample.py draws them, a line of JSON a token."""
+        asked = self.body()
+        name, prompt = text_of(asked, "run", 1000), text_of(asked, "prompt", PROMPT)
+        how = {name: number_of(asked, name)
+               for name in ("temperature", "top_k", "top_p", "seed")}
+        num, length = number_of(asked, "num"), number_of(asked, "length")
+        if num * length > TOKENS:
+            raise Refused(422, f"{num} samples of {length} tokens are more than {TOKENS:,} tokens.")
+        counts: list[int] = []
+
+        def begin() -> Iterator[tuple[int, str | None]]:
+            run = self.open(name)
+            return sample.stream(run.model, run.tokenizer, prompt, num, length,
+                                 run.config["separated"], counts=counts, **how)
+
+        with self.place():
+            pieces = self.server.compute(begin)
+            try:
+                self.stream(pieces, counts)
+            finally:
+                self.server.compute(pieces.close)
+
+    def stream(self, pieces: Iterator[tuple[int, str | None]], counts: list[int]) -> None:
+        """Send what comes as it comes. ConnectionError: nobody listens any more."""
+        began = time.perf_counter()
+        while True:
+            piece = self.server.compute(next, pieces, None)
+            if not self.begun:  # only now, for the first one may say that the prompt cannot be read
+                self.begin(200, "application/x-ndjson; charset=utf-8")
+            if piece is None:
+                break
+            self.send_line({"sample": piece[0], "text": piece[1]})
+        seconds = time.perf_counter() - began
+        self.send_line({"tokens": sum(counts), "seconds": round(seconds, 3)})
+
+    def open(self, name: str) -> Loaded:
+        try:
+            return self.server.shelf.open(name)
+        except KeyError:
+            raise Refused(404, "there is no run of that name.") from None
+
+    def begin(self, status: int, kind: str, size: int | None = None) -> None:
+        self.begun = True
+        self.send_response(status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        if size is not None:
+            self.send_header("Content-Length", str(size))
+        self.end_headers()
+
+    def send(self, status: int, kind: str, content: bytes) -> None:
+        self.begin(status, kind, len(content))
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def send_json(self, status: int, value: dict) -> None:
+        self.send(status, "application/json", json.dumps(value, allow_nan=False).encode())
+
+    def send_line(self, value: dict) -> None:
+        self.wfile.write(json.dumps(value).encode() + b"\n")
+
+    def fail(self, status: int, sentence: str) -> None:
+        """Say what is wrong; in the middle of a sample as its last line."""
+        if self.begun:
+            return self.send_line({"error": sentence})
+        self.send_json(status, {"error": sentence})
+        if self.unread:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take in what is still on its way: over that a socket is reset, and the answer lost."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(0.5)
+        left = 20 * BODY
+        while left > 0 and (part := self.connection.recv(BODY)):
+            left -= len(part)
+
+    def send_error(self, code, message=None, explain=None) -> None:
+        """What the standard library says of a request that is none: without a page of HTML."""
+        self.close_connection = True
+        self.send_json(code, {"error": str(message or self.responses.get(code, ("?",))[0])})
+
+    def version_string(self) -> str:
+        return "rungs"
+
+    def log_message(self, *what) -> None:
+        pass  # the terminal is for what goes wrong here, not for who asked
+
+
+def text_of(asked: dict, name: str, most: int) -> str:
+    """A text that was sent, '' if not. Refused: it is none, or longer than `most` characters."""
+    value = asked.get(name, "")
+    if not isinstance(value, str):
+        raise Refused(422, f"{name} must be a text.")
+    if len(value) > most:
+        raise Refused(422, f"{name} may have {most:,} characters, and has {len(value):,}.")
+    return value
+
+
+def number_of(asked: dict, name: str) -> int | float:
+    """A number that was sent, within its bounds; not sent, it is 1, or 0 for top_k and seed."""
+    least, most = BOUNDS[name]
+    whole = name not in ("temperature", "top_p")
+    value = asked.get(name, 0 if least == 0 and whole else 1)
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+        kind = "whole number" if whole else "number"
+        raise Refused(422, f"{name} must be a {kind} from {least} to {most}.")
+    return value
+
+
+def make_server(shelf: Shelf, port: int | None) -> Server:
+    """At that port, or None: at the first that is free. ValueError: there is none."""
+    for number in PORTS if port is None else [port]:
+        try:
+            return Server(shelf, number)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    if port is not None:
+        raise ValueError(f"port {port} is taken, or not yours to take; choose another --port, or "
+                         "leave it out.")
+    raise ValueError(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken; choose one by --port.")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C. args: of sample.py. ValueError: no run, or no port."""
+    server = make_server(Shelf(args), args.port)
+    count = len(server.shelf.known)
+    sample.say(f"{count} {'run' if count == 1 else 'runs'} to play with at "
+               f"http://127.0.0.1:{server.server_port}/   (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        sample.say("stopped.")
+    finally:
+        server.close()
