@@ -5,8 +5,9 @@ Two forms of one network, and every piece between them can be turned by itself:
     gpt2     Radford et al. (2019): learned positions, LayerNorm, GELU, biases, the head tied to the
              embedding. Takes and gives the weights that OpenAI published (weights.py).
     modern   what has paid since: rotary positions (Su et al. 2021), RMSNorm (Zhang & Sennrich
-             2019), normalised queries and keys (Henry et al. 2020), squared ReLUs (So et al. 2021),
-             no biases, projections that begin at zero, capped logits (Gemma 2, 2024).
+             2019), normalised queries and keys with a learned gain for each head (Henry et al.
+             2020), squared ReLUs (So et al. 2021), no biases, projections that begin at zero,
+             capped logits (Gemma 2, 2024).
 
 To the Transformer of the ladder (makemore/transformer.py) it adds these choices, keys and values
 shared by groups of heads, fused attention, and a loss that need not hold all logits.
@@ -76,6 +77,8 @@ class Attention(nn.Module):
         self.qk_norm, self.rotary = qk_norm, rotary
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * (width // heads), bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
+        if qk_norm:  # without it no score exceeds the root of D, and narrow heads stay undecided
+            self.gain = nn.Parameter(torch.ones(heads))
 
     def forward(self, x, view: View, memory):
         B, T, C = x.shape
@@ -87,6 +90,8 @@ class Attention(nn.Module):
         if self.rotary:
             qk = rotate(qk, view.cos, view.sin)
         q, k = qk.split([self.heads, self.kv_heads], 1)
+        if self.qk_norm:
+            q = q * self.gain[:, None, None].to(q.dtype)
         if view.slot is not None:
             k, v = (ring.index_copy_(2, view.slot, new) for ring, new in zip(memory, (k, v)))
             k, v = k[:, :, :view.filled], v[:, :, :view.filled]

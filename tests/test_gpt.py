@@ -308,6 +308,7 @@ def plain_attention(attention, x, documents, speeds, window, cap):
     q, k, v = y[:, :, :H], y[:, :, H:H + K][:, :, shared], y[:, :, H + K:][:, :, shared]
     if attention.qk_norm:
         q, k = (z / z.square().mean(-1, keepdim=True).sqrt() for z in (q, k))
+        q = q * attention.gain[:, None]
     seen = torch.zeros(B, T, T, dtype=torch.bool)
     position = torch.zeros(B, T, 1, 1, dtype=torch.float64)
     for b in range(B):
