@@ -16,9 +16,10 @@ in registers, and multiplies on the matrix units. One row for each kernel and ch
 Nothing is described twice: the functions that launch kernels are called as always, on tensors of
 the CPU, and a launch compiles instead of running. The results mean nothing and are thrown away.
 
-By default the configuration that a launch takes first, in bfloat16 and float32, causal. --space:
-all that tuning tries, widths to 256. --all: float16 too, and of the first also not causal, and with
-all that attention can do at once. Exit code 1: a default of widths 64 or 128 spills or is too big.
+By default the configuration that a launch takes first, causal, bfloat16. --space: all that tuning
+tries, in bfloat16 and float32, widths to 256. --all: every dtype, and the first also not causal,
+"packed" (documents, a window and capped scores at once) and with dropout as well. Exit code 1: of
+widths 64 or 128 a first configuration, in any dtype, packed or not, spills or is too big.
 """
 
 import datetime
@@ -68,7 +69,8 @@ INSTRUCTIONS = {  # the first that is found
 class Job:
     """One kernel to compile. config: its launch configuration, by number, 0 the default.
 
-    features: attention with all that it can do at once: window, segments, capped scores, dropout.
+    features: of attention, "packed" for documents, a window and capped scores at once; "dropout"
+    for dropout besides.
     """
 
     kernel: str
@@ -76,13 +78,13 @@ class Job:
     width: int
     dtype: str
     causal: bool = True
-    features: bool = False
+    features: str = ""
     config: int = 0
 
     @property
     def required(self) -> bool:
         """Whether it must fit."""
-        return self.config == 0 and not self.features and self.width in WIDTHS
+        return self.config == 0 and self.features != "dropout" and self.width in WIDTHS
 
 
 class Offline:
@@ -133,10 +135,11 @@ def attend(job: Job) -> None:
     """One of the passes of attention, in the configuration of the job."""
     q, k, v, out, do = tensors(job, 5)
     segments = torch.zeros(1, 512, dtype=torch.int64) if job.features else None
-    seed = torch.zeros((), dtype=torch.int64) if job.features else None
-    window, softcap, dropout = (256, 30.0, 0.1) if job.features else (None, None, 0.0)
+    window, softcap = (256, 30.0) if job.features else (None, None)
+    dropping = job.features == "dropout"
+    seed = torch.zeros((), dtype=torch.int64) if dropping else None
     blocks = tuple(configurations(job)[job.config].values())
-    options = job.causal, job.width**-0.5, window, softcap, dropout, blocks
+    options = job.causal, job.width**-0.5, window, softcap, 0.1 * dropping, blocks
     rest = segments, segments, seed, *options
     if job.kernel == "attention forward":
         forward(q, k, v, *rest)
@@ -250,20 +253,21 @@ def faults(row: dict) -> str:
 
 def jobs(targets: list[str], widths: list[int], space: bool, everything: bool) -> list[Job]:
     """What to compile, in the order of the table."""
+    dtypes = DTYPES if everything else DTYPES[:2] if space else DTYPES[:1]
     found = []
     for kernel in KERNELS:
         sized = not kernel.startswith("loss")
-        each = itertools.product(
-            targets, widths if sized else WIDTHS[:1], DTYPES if everything else DTYPES[:2]
-        )
-        for target, width, dtype in each:
+        for target, width, dtype in itertools.product(
+            targets, widths if sized else WIDTHS[:1], dtypes
+        ):
             first = Job(kernel, target, width, dtype)
             found.append(first)
             if space or everything:
                 others = range(1, len(configurations(first)))
                 found += [replace(first, config=i) for i in others]
             if everything and kernel.startswith("attention"):
-                found += [replace(first, causal=False), replace(first, features=True)]
+                found.append(replace(first, causal=False))
+                found += [replace(first, features=what) for what in ("packed", "dropout")]
     return found
 
 
@@ -272,7 +276,8 @@ def table(rows: list[dict]) -> str:
              "shared", "spills", "matrix")
     lines = [f"| {' | '.join(names)} |", len(names) * "| --- " + "|"]
     for row in rows:
-        what = row["kernel"] + ", not causal" * (not row["causal"]) + ", all" * row["features"]
+        what = row["kernel"] + ", not causal" * (not row["causal"])
+        what += f", {row['features']}" if row["features"] else ""
         width = "-" if row["kernel"].startswith("loss") else row["width"]
         cells = [what, row["target"], width, row["dtype"], row["blocks"] or "-", row["read"]]
         if "error" in row:
@@ -304,7 +309,7 @@ def main() -> int:
     parser.add_argument("--widths", nargs="+", type=int, metavar="N",
                         help="of heads (default 64 128; with --space and --all 64 128 256)")
     parser.add_argument("--space", action="store_true", help="all that tuning tries")
-    parser.add_argument("--all", action="store_true", help="that, and every dtype and variant")
+    parser.add_argument("--all", action="store_true", help="that, every dtype and every variant")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N",
                         help="that compile at a time (default: one a core)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the rows, as JSON, too")

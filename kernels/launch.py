@@ -75,7 +75,7 @@ HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the smal
         (128, 2): [(32, 128, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)],
     },
 }
-TMA = {  # what tuning tries on Hopper, besides: none is a default until a GPU has shown that it pays
+TMA = {  # what tuning tries there besides; none is a default until a GPU has shown that it pays
     "forward": {
         (64, 2): [(128, 64, 8, 3, "tma"), (128, 128, 8, 2, "tma"), (64, 64, 4, 2, "warps")],
         (128, 2): [(128, 64, 8, 3, "tma"), (128, 128, 8, 2, "tma"), (64, 64, 4, 2, "warps")],
@@ -92,9 +92,9 @@ TMA = {  # what tuning tries on Hopper, besides: none is a default until a GPU h
 OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
 AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages", "READ")
-# How tiles of queries, keys and values are read: by all threads; by TMA, the unit of Hopper and newer
-# that copies tiles; or by TMA in warps that do nothing else, beside those that multiply (warp
-# specialisation, in the forward pass: Triton cannot part the others, nor more than 64 queries on 9).
+# How tiles of queries, keys and values are read: by all threads; by TMA, the unit of Hopper and
+# newer that copies tiles; or by TMA in warps that do nothing else, beside those that multiply (warp
+# specialisation: of the forward pass, as Triton cannot part the others, of 64 queries on 9.0).
 READS = ("threads", "tma", "warps")
 TILES = {"q": "BLOCK_T", "do": "BLOCK_T", "k": "BLOCK_S", "v": "BLOCK_S"}  # what TMA can read
 
