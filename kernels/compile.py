@@ -160,7 +160,8 @@ def configurations(job: Job) -> list[dict]:
         return [{}]
     arch = TARGETS[job.target].arch
     capability = divmod(arch, 10) if isinstance(arch, int) else None
-    return configurations_of(job.width, getattr(torch, job.dtype), capability)[name]
+    dtype = getattr(torch, job.dtype)
+    return configurations_of(job.width, dtype, capability, bool(job.features))[name]
 
 
 def lose(job: Job) -> None:

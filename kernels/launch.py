@@ -89,6 +89,11 @@ TMA = {  # what tuning tries there besides; none is a default until a GPU has sh
         (128, 2): [(32, 128, 8, 2, "tma"), (64, 128, 8, 2, "tma")],
     },
 }
+PACKED = {  # with documents all blocks are masked, which takes registers: these come first then
+    "forward": {(64, 2): [(128, 64, 8, 3)], (128, 2): [(128, 32, 8, 2)]},
+    "backward_q": {(64, 2): [(64, 32, 4, 2)]},
+    "backward_kv": {(128, 2): [(32, 64, 8, 2)]},
+}
 OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
 AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages", "READ")
@@ -99,18 +104,23 @@ READS = ("threads", "tma", "warps")
 TILES = {"q": "BLOCK_T", "do": "BLOCK_T", "k": "BLOCK_S", "v": "BLOCK_S"}  # what TMA can read
 
 
-def configurations(D: int, dtype: torch.dtype, capability: tuple[int, int] | None) -> dict:
+def configurations(
+    D: int, dtype: torch.dtype, capability: tuple[int, int] | None, packed: bool = False
+) -> dict:
     """The launch configurations of every kernel, the default first: {"forward": [dict, ...], ...}.
 
-    capability: (9, 0) and so on; None for the interpreter and for AMD's chips.
+    capability: (9, 0) and so on; None for the interpreter and for AMD's chips. packed: there are
+    documents.
     """
     key = max(64, triton.next_power_of_2(D)), dtype.itemsize
     own = AMD if capability is None else HOPPER if (9, 0) <= capability < (12, 0) else {}
     found = {}
     for name, table in CONFIGURATIONS.items():
         configs = own.get(name, {}).get(key) or table[key]
+        if packed:
+            configs = list(dict.fromkeys(PACKED[name].get(key, []) + configs))
         if own is HOPPER:
-            configs = configs + TMA.get(name, {}).get(key, [])
+            configs = configs + TMA[name].get(key, [])
         found[name] = [dict(zip(NAMES, (*config, "threads"))) for config in configs]
     return found
 
@@ -182,7 +192,7 @@ def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks
     q, width = tensors[0], max(16, triton.next_power_of_2(D))
     nvidia = q.is_cuda and torch.version.hip is None
     capability = torch.cuda.get_device_capability(q.device) if nvidia else None
-    configs = configurations(D, q.dtype, capability)[name]
+    configs = configurations(D, q.dtype, capability, job.q_segments is not None)[name]
 
     def run(config):
         config = dict(config)

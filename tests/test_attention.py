@@ -527,7 +527,9 @@ def test_every_configuration_is_whole():
     for D in (16, 100, 256):
         for dtype in DTYPES:
             for capability in (None, (8, 0), (8, 9), (9, 0), (10, 0)):
-                for configs in configurations(D, dtype, capability).values():
+                plain = configurations(D, dtype, capability)
+                packed = configurations(D, dtype, capability, True)
+                for configs in (*plain.values(), *packed.values()):
                     assert configs[0]["READ"] == "threads"  # until a GPU says otherwise
                     for config in configs:
                         assert tuple(config) == NAMES and config["READ"] in READS
