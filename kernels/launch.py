@@ -89,13 +89,14 @@ TMA = {  # what tuning tries there besides; none is a default until a GPU has sh
         (128, 2): [(32, 128, 8, 2, "tma"), (64, 128, 8, 2, "tma")],
     },
 }
+AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
 PACKED = {  # with documents all blocks are masked, which takes registers: these come first then
     "forward": {(64, 2): [(128, 64, 8, 3)], (128, 2): [(128, 32, 8, 2)]},
     "backward_q": {(64, 2): [(64, 32, 4, 2)]},
     "backward_kv": {(128, 2): [(32, 64, 8, 2)]},
 }
+PACKED_AMD = {"forward": {(64, 2): [(128, 64, 4, 2)], (128, 2): [(128, 32, 4, 2)]}}
 OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
-AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
 NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages", "READ")
 # How tiles of queries, keys and values are read: by all threads; by TMA, the unit of Hopper and
 # newer that copies tiles; or by TMA in warps that do nothing else, beside those that multiply (warp
@@ -118,7 +119,8 @@ def configurations(
     for name, table in CONFIGURATIONS.items():
         configs = own.get(name, {}).get(key) or table[key]
         if packed:
-            configs = list(dict.fromkeys(PACKED[name].get(key, []) + configs))
+            first = (PACKED_AMD if own is AMD else PACKED).get(name, {}).get(key, [])
+            configs = list(dict.fromkeys(first + configs))
         if own is HOPPER:
             configs = configs + TMA[name].get(key, [])
         found[name] = [dict(zip(NAMES, (*config, "threads"))) for config in configs]
