@@ -136,11 +136,12 @@ def test_documents_do_not_see_each_other(poison, options, T, S):
     agree(*inputs(B=2, H=1, KV=1, T=T, S=S), segments=documents(2, T, S), **options)
 
 
-@pytest.mark.parametrize("options", [{}, dict(causal=True), dict(causal=True, window=40)])
+@pytest.mark.filterwarnings("ignore:All-NaN")
+@pytest.mark.parametrize("options", [{}, dict(causal=True), dict(causal=True, window=20)])
 def test_blocks_of_other_documents_are_not_read(options):
-    """NaN there would reach the sums: 0 NaN is NaN. In order documents are 16, 32 and 22 tokens."""
-    segments = torch.tensor([5] * 16 + [7] * 32 + [9] * 22, device=DEVICE)[None]
-    tensors = inputs(T=70, S=70)
+    """NaN there would reach the sums: 0 NaN is NaN. The documents are 16, 32 and 6 tokens."""
+    segments = torch.tensor([5] * 16 + [7] * 32 + [9] * 6, device=DEVICE)[None]
+    tensors = inputs(H=1, KV=1, T=54, S=54)
     expected = run(*tensors, segments=(segments, segments), **options)
     for document in (5, 7, 9):
         mine = (segments == document)[0]
@@ -218,8 +219,8 @@ def test_tiles_read_by_tma(poison, monkeypatch, read, options):
         lambda *given: described.append(given) or real(*given),
     )
     if options.get("segments"):
-        options["segments"] = documents(1, 33, 40)
-    tensors = inputs(H=2, KV=1, T=33, S=40, D=24, dtype=torch.bfloat16)
+        options["segments"] = documents(1, 17, 20)
+    tensors = inputs(H=2, KV=1, T=17, S=20, D=24, dtype=torch.bfloat16)
     found = run(*tensors, blocks=(*SMALL, 4, 2, read), **options)
     assert len(described) == 3 + 4 + 4  # q, k, v; in the backward passes do too
     for x, y in zip(found, run(*tensors, **options)):
@@ -228,7 +229,7 @@ def test_tiles_read_by_tma(poison, monkeypatch, read, options):
 
 
 def test_what_tma_cannot_read_is_read_by_the_threads():
-    q, k, v, do = inputs(KV=1, T=17, S=20, dtype=torch.bfloat16)
+    q, k, v, do = inputs(KV=1, T=5, S=7, dtype=torch.bfloat16)
     assert describable(q) and describable(q.transpose(1, 2))
     for change in (
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
