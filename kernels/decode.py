@@ -72,8 +72,8 @@ def combine_kernel(parts, part_lse, out, out_strides, H, T, splits, D: tl.conste
 
 
 def block_of(D: int, size: int) -> int:
-    """Keys a step, for a head width and the bytes of a number: 16 KiB of keys or less."""
-    return max(16, min(64, 2**14 // (triton.next_power_of_2(D) * size)))
+    """Keys a step, for a head width and the bytes of a number: 16 KiB, or 8 of float32."""
+    return max(16, min(64, 2**15 // (triton.next_power_of_2(D) * size**2)))
 
 
 def suits(q, k) -> bool:
