@@ -78,7 +78,7 @@ HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the smal
 TMA = {  # what tuning tries there besides; none is a default until a GPU has shown that it pays
     "forward": {
         (64, 2): [(128, 64, 8, 3, "tma"), (128, 128, 8, 2, "tma"), (64, 64, 4, 2, "warps")],
-        (128, 2): [(128, 64, 8, 3, "tma"), (128, 128, 8, 2, "tma"), (64, 64, 4, 2, "warps")],
+        (128, 2): [(128, 128, 8, 2, "tma"), (128, 64, 8, 3, "tma"), (64, 64, 4, 2, "warps")],
     },
     "backward_q": {
         (64, 2): [(64, 64, 4, 2, "tma"), (128, 64, 8, 2, "tma")],
