@@ -59,7 +59,7 @@ def chosen():
         jobs += [Job(name, "sm_80", 128, "float32"), Job(name, "sm_90", 64, "float32"),
                  Job(name, "sm_90", 128, "bfloat16", features="packed"),
                  Job(name, "gfx942", 64, "bfloat16", features="packed")]
-        for target, width in (("sm_90", 64), ("sm_100", 128)):
+        for target, width in (("sm_90", 128), ("sm_100", 64)):
             first = Job(name, target, width, "bfloat16")
             reads = [config["READ"] for config in configurations(first)]
             jobs += [replace(first, config=reads.index(read)) for read in {*reads} - {"threads"}]
