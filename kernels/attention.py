@@ -17,13 +17,11 @@ in float32. An argument that is None is known when the kernel is compiled, and w
 left out. A tile is as wide as BLOCK_D, the power of two at or above the head width D.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 
-from .launch import Job, Source, configurations, launch, source_of
+from .launch import Job, launch
 
 LOG2E = tl.constexpr(1.4426950408889634)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -50,9 +48,15 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def head(base, strides, b, h):
-    """Head h of row b of a tensor (B, H, T, D): where it begins, and its strides of T and D."""
-    base += tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[1]
-    return base, strides[2], strides[3]
+    """Head h of row b of a tensor (B, H, T, D): where it begins, and its strides of T and D.
+
+    Of a tensor that TMA reads, Hopper's unit that copies tiles: its descriptor, b and h.
+    """
+    if isinstance(base, tl.tensor_descriptor):
+        return base, b, h
+    else:
+        base += tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[1]
+        return base, strides[2], strides[3]
 
 
 @triton.jit
@@ -72,11 +76,14 @@ def places(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.
 def load(head, start, rows, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
          TAIL: tl.constexpr):  # fmt: skip
     """Rows start.. of a head as a tile, zeros beyond its borders. TAIL: it may pass the end."""
-    pointers, inside = places(head, start, rows, D, BLOCK_D, BLOCK)
-    if TAIL or D != BLOCK_D:
-        return tl.load(pointers, mask=inside, other=0.0)
+    if isinstance(head[0], tl.tensor_descriptor):
+        return head[0].load([head[1], head[2], start, 0]).reshape(BLOCK, BLOCK_D)
     else:
-        return tl.load(pointers)
+        pointers, inside = places(head, start, rows, D, BLOCK_D, BLOCK)
+        if TAIL or D != BLOCK_D:
+            return tl.load(pointers, mask=inside, other=0.0)
+        else:
+            return tl.load(pointers)
 
 
 @triton.jit
@@ -137,11 +144,31 @@ def kept(t, s, bh, job):
 
 
 @triton.jit
-def keys_of(start, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+def related(mine, start, length, BLOCK: tl.constexpr, theirs, lo, hi, STEP: tl.constexpr):
+    """The part of lo..hi, from a multiple of STEP, outside which no token shares a document.
+
+    With rows start..start + BLOCK of mine (length,), whose least and largest numbers bound those
+    looked for: exact where documents follow one another, and never too little in any order.
+    """
+    ids = tl.load(mine + tl.minimum(start + tl.arange(0, BLOCK), length - 1))
+    least, most = tl.min(ids, 0), tl.max(ids, 0)
+    first, last = tl.maximum(lo, hi), lo
+    for i in range(lo, hi, 1024):  # many at once, as each turn waits for memory
+        j = tl.minimum(i + tl.arange(0, 1024), hi - 1)
+        other = tl.load(theirs + j)
+        some = (other >= least) & (other <= most)
+        first = tl.minimum(first, tl.min(tl.where(some, j, first), 0))
+        last = tl.maximum(last, tl.max(tl.where(some, j + 1, last), 0))
+    return first // STEP * STEP, last
+
+
+@triton.jit
+def keys_of(start, b, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
     """The keys that a block of queries sees: lo, full_lo, full_hi, hi.
 
     From full_lo to full_hi every query sees every key: no mask is made there. Before lie the blocks
     that the window cuts, after them those of the diagonal and the tail; beyond, nothing is read.
+    With documents all blocks are masked, and count as the last.
     """
     first = start + job.S - job.T  # the positions of the first and the last query
     last = first + BLOCK_T - 1
@@ -153,17 +180,22 @@ def keys_of(start, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl
         lo = tl.maximum(first - job.window + 1, 0) // BLOCK_S * BLOCK_S
         full_lo = tl.cdiv(tl.maximum(last - job.window + 1, 0), BLOCK_S) * BLOCK_S
         full_lo = tl.minimum(full_lo, tl.cdiv(tl.maximum(hi, 0), BLOCK_S) * BLOCK_S)
+    full_hi = tl.maximum(full_lo, full_hi)
     if job.q_segments is not None:
-        full_hi = full_lo
-    return lo, full_lo, tl.maximum(full_lo, full_hi), hi
+        row = tl.cast(b, tl.int64)
+        lo, hi = related(job.q_segments + row * job.T, start, job.T, BLOCK_T,
+                         job.k_segments + row * job.S, lo, hi, BLOCK_S)  # fmt: skip
+        full_lo, full_hi = lo, lo
+    return lo, full_lo, full_hi, hi
 
 
 @triton.jit
-def queries_of(start, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+def queries_of(start, b, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
     """The queries that see a block of keys: lo, full_lo, full_hi, hi, much as in keys_of.
 
     The diagonal comes first here, the window's end last. Queries beyond T need no mask, as their
-    lse is read as infinity, and keys beyond S are not stored: so a tail counts as full.
+    lse is read as infinity, and keys beyond S are not stored: so a tail counts as full. With
+    documents all blocks count as the first.
     """
     first = start - (job.S - job.T)  # the queries beside the first and the last key
     last = first + BLOCK_S - 1
@@ -176,9 +208,13 @@ def queries_of(start, job, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S:
         full_hi = tl.minimum(hi, tl.maximum(first + job.window, 0)) // BLOCK_T * BLOCK_T
     limit = tl.cdiv(tl.maximum(hi, 0), BLOCK_T) * BLOCK_T
     full_lo = tl.minimum(full_lo, limit)
+    full_hi = tl.maximum(full_lo, full_hi)
     if job.q_segments is not None:
-        full_lo = limit
-    return lo, full_lo, tl.maximum(full_lo, full_hi), hi
+        row = tl.cast(b, tl.int64)
+        lo, hi = related(job.k_segments + row * job.S, start, job.S, BLOCK_S,
+                         job.q_segments + row * job.T, lo, hi, BLOCK_T)  # fmt: skip
+        full_lo, full_hi = hi, hi
+    return lo, full_lo, full_hi, hi
 
 
 @triton.jit
@@ -205,7 +241,8 @@ def attend(acc, m, total, q, k, v, t, start, b, bh, job, D: tl.constexpr, BLOCK_
 @triton.jit
 def forward_kernel(q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides, job,
                    D: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr,
-                   BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):  # fmt: skip
+                   BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+                   SPECIALISED: tl.constexpr):  # fmt: skip
     """A program takes BLOCK_T queries of a head: out, and lse (B, H, T), infinity without keys."""
     # One axis of programs, as the others end at 65,535. Heads outside, so that programs that run
     # together share keys in the cache; the last queries first, which have the most to do.
@@ -219,15 +256,18 @@ def forward_kernel(q, k, v, out, lse, q_strides, k_strides, v_strides, out_strid
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_T,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_T,), tl.float32)
-    lo, full_lo, full_hi, hi = keys_of(start, job, CAUSAL, BLOCK_T, BLOCK_S)
-    if job.window is not None:
-        for i in range(lo, tl.minimum(full_lo, hi), BLOCK_S):
+    lo, full_lo, full_hi, hi = keys_of(start, b, job, CAUSAL, BLOCK_T, BLOCK_S)
+    if SPECIALISED:  # Triton can part the warps in one loop of a kernel: all blocks are masked
+        full_hi = lo
+    elif job.q_segments is None:
+        if job.window is not None:
+            for i in range(lo, tl.minimum(full_lo, hi), BLOCK_S):
+                acc, m, total = attend(acc, m, total, q, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
+                                       BLOCK_S, True)  # fmt: skip
+        for i in range(full_lo, full_hi, BLOCK_S):
             acc, m, total = attend(acc, m, total, q, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
-                                   BLOCK_S, True)  # fmt: skip
-    for i in range(full_lo, full_hi, BLOCK_S):
-        acc, m, total = attend(acc, m, total, q, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
-                               BLOCK_S, False)  # fmt: skip
-    for i in range(full_hi, hi, BLOCK_S):
+                                   BLOCK_S, False)  # fmt: skip
+    for i in tl.range(full_hi, hi, BLOCK_S, warp_specialize=SPECIALISED):
         acc, m, total = attend(acc, m, total, q, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
                                BLOCK_S, True)  # fmt: skip
     seen = total > 0
@@ -299,14 +339,15 @@ def backward_q_kernel(q, k, v, out, lse, do, dq, delta, q_strides, k_strides, v_
     tl.store(delta + rows, d, mask=t < job.T)
     lse = tl.load(lse + rows, mask=t < job.T, other=float("inf"))
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
-    lo, full_lo, full_hi, hi = keys_of(start, job, CAUSAL, BLOCK_T, BLOCK_S)
-    if job.window is not None:
-        for i in range(lo, tl.minimum(full_lo, hi), BLOCK_S):
+    lo, full_lo, full_hi, hi = keys_of(start, b, job, CAUSAL, BLOCK_T, BLOCK_S)
+    if job.q_segments is None:
+        if job.window is not None:
+            for i in range(lo, tl.minimum(full_lo, hi), BLOCK_S):
+                acc = query_gradient(acc, q, do, lse, d, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
+                                     BLOCK_S, True)  # fmt: skip
+        for i in range(full_lo, full_hi, BLOCK_S):
             acc = query_gradient(acc, q, do, lse, d, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
-                                 BLOCK_S, True)  # fmt: skip
-    for i in range(full_lo, full_hi, BLOCK_S):
-        acc = query_gradient(acc, q, do, lse, d, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
-                             BLOCK_S, False)  # fmt: skip
+                                 BLOCK_S, False)  # fmt: skip
     for i in range(full_hi, hi, BLOCK_S):
         acc = query_gradient(acc, q, do, lse, d, k, v, t, i, b, bh, job, D, BLOCK_D, CAUSAL,
                              BLOCK_S, True)  # fmt: skip
@@ -355,7 +396,7 @@ def backward_kv_kernel(q, k, v, lse, do, delta, dk, dv, q_strides, k_strides, v_
     v = load(head(v, v_strides, b, kv), start, job.S, D, BLOCK_D, BLOCK_S, True)
     sum_k = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     sum_v = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
-    lo, full_lo, full_hi, hi = queries_of(start, job, CAUSAL, BLOCK_T, BLOCK_S)
+    lo, full_lo, full_hi, hi = queries_of(start, b, job, CAUSAL, BLOCK_T, BLOCK_S)
     # The heads of a group one after another in here: programs that add up have no fixed order.
     # disable_licm: what the inner loops can make again is not kept in registers across this one.
     for h in tl.range(kv * job.group, (kv + 1) * job.group, disable_licm=True):
@@ -365,10 +406,11 @@ def backward_kv_kernel(q, k, v, lse, do, delta, dk, dv, q_strides, k_strides, v_
             for i in range(lo, tl.minimum(full_lo, hi), BLOCK_T):
                 sum_k, sum_v = key_gradient(sum_k, sum_v, k, v, qh, doh, lse, delta, keys, i, b, bh,
                                             job, D, BLOCK_D, CAUSAL, BLOCK_T, True)  # fmt: skip
-        for i in range(full_lo, full_hi, BLOCK_T):
-            sum_k, sum_v = key_gradient(sum_k, sum_v, k, v, qh, doh, lse, delta, keys, i, b, bh,
-                                        job, D, BLOCK_D, CAUSAL, BLOCK_T, False)  # fmt: skip
-        if job.window is not None:
+        if job.q_segments is None:
+            for i in range(full_lo, full_hi, BLOCK_T):
+                sum_k, sum_v = key_gradient(sum_k, sum_v, k, v, qh, doh, lse, delta, keys, i, b, bh,
+                                            job, D, BLOCK_D, CAUSAL, BLOCK_T, False)  # fmt: skip
+        if job.window is not None and job.q_segments is None:
             for i in range(full_hi, hi, BLOCK_T):
                 sum_k, sum_v = key_gradient(sum_k, sum_v, k, v, qh, doh, lse, delta, keys, i, b, bh,
                                             job, D, BLOCK_D, CAUSAL, BLOCK_T, True)  # fmt: skip
@@ -425,17 +467,3 @@ def backward(do, q, k, v, out, lse, q_segments, k_segments, seed, causal, scale,
             (q, k, v, lse, do, delta, dk, dv), (q, k, v, do, dk, dv), job, D, causal, blocks,
         )  # fmt: skip
     return dq, dk, dv
-
-
-def sources(D: int, dtype: torch.dtype, causal: bool, capability, **features) -> Iterator[Source]:
-    """What triton.compile needs to compile each kernel without a GPU: see Source.
-
-    capability: (9, 0) and so on, None for AMD. features: window, segments, softcap, dropout=True.
-    """
-    configs = configurations(D, dtype, capability)
-    for name, kernel in (
-        ("forward", forward_kernel),
-        ("backward_q", backward_q_kernel),
-        ("backward_kv", backward_kv_kernel),
-    ):
-        yield source_of(name, kernel, D, dtype, configs[name][0], CAUSAL=causal, **features)

@@ -1,6 +1,6 @@
 """The kernels compiled ahead of time, for chips that are not here, and what became of them.
 
-    python -m kernels.compile [--targets sm_80 sm_90 sm_100 gfx942] [--widths 64 128] [--all]
+    python -m kernels.compile [--targets sm_80 sm_90 sm_100 gfx942] [--widths 64 128] [--space]
 
 Triton's compiler needs no GPU, only the name of one. So whether a kernel fits its chip can be known
 on a laptop: that it compiles at all, takes no more shared memory than there is, keeps its numbers
@@ -11,14 +11,15 @@ in registers, and multiplies on the matrix units. One row for each kernel and ch
     spills      values that found no register: loads and stores of local memory in NVIDIA's code, in
                 AMD's the compiler's count of vector registers (scalar ones go to vector registers)
     matrix      the instruction that the products became, "-" where there is none
+    read        how tiles come from memory: by the threads, by TMA, or by TMA in warps of their own
 
 Nothing is described twice: the functions that launch kernels are called as always, on tensors of
 the CPU, and a launch compiles instead of running. The results mean nothing and are thrown away.
 
-By default the configuration that a launch takes first, bfloat16, causal. --all: widths to 256,
-every dtype and configuration, and of the first also not causal, and with all that attention can do
-at once. Exit code 1: a default configuration of widths 64 or 128, in bfloat16 or float16, spills or
-does not fit.
+By default the configuration that a launch takes first, causal, bfloat16. --space: all that tuning
+tries, in bfloat16 and float32, widths to 256. --all: every dtype, and the first also not causal,
+"packed" (documents, a window and capped scores at once) and with dropout as well. Exit code 1: of
+widths 64 or 128 a first configuration, in any dtype, packed or not, spills or is too big.
 """
 
 import datetime
@@ -56,7 +57,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
 }
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB that a program may have
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float32", "float16")
 WIDTHS = (64, 128)  # those that must fit
 INSTRUCTIONS = {  # the first that is found
     "ptx": {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"},
@@ -68,7 +69,8 @@ INSTRUCTIONS = {  # the first that is found
 class Job:
     """One kernel to compile. config: its launch configuration, by number, 0 the default.
 
-    features: attention with all that it can do at once: window, segments, capped scores, dropout.
+    features: of attention, "packed" for documents, a window and capped scores at once; "dropout"
+    for dropout besides.
     """
 
     kernel: str
@@ -76,14 +78,13 @@ class Job:
     width: int
     dtype: str
     causal: bool = True
-    features: bool = False
+    features: str = ""
     config: int = 0
 
     @property
     def required(self) -> bool:
         """Whether it must fit."""
-        usual = self.config == 0 and not self.features
-        return usual and self.width in WIDTHS and self.dtype != "float32"
+        return self.config == 0 and self.features != "dropout" and self.width in WIDTHS
 
 
 class Offline:
@@ -134,10 +135,11 @@ def attend(job: Job) -> None:
     """One of the passes of attention, in the configuration of the job."""
     q, k, v, out, do = tensors(job, 5)
     segments = torch.zeros(1, 512, dtype=torch.int64) if job.features else None
-    seed = torch.zeros((), dtype=torch.int64) if job.features else None
-    window, softcap, dropout = (256, 30.0, 0.1) if job.features else (None, None, 0.0)
+    window, softcap = (256, 30.0) if job.features else (None, None)
+    dropping = job.features == "dropout"
+    seed = torch.zeros((), dtype=torch.int64) if dropping else None
     blocks = tuple(configurations(job)[job.config].values())
-    options = job.causal, job.width**-0.5, window, softcap, dropout, blocks
+    options = job.causal, job.width**-0.5, window, softcap, 0.1 * dropping, blocks
     rest = segments, segments, seed, *options
     if job.kernel == "attention forward":
         forward(q, k, v, *rest)
@@ -158,7 +160,8 @@ def configurations(job: Job) -> list[dict]:
         return [{}]
     arch = TARGETS[job.target].arch
     capability = divmod(arch, 10) if isinstance(arch, int) else None
-    return configurations_of(job.width, getattr(torch, job.dtype), capability)[name]
+    dtype = getattr(torch, job.dtype)
+    return configurations_of(job.width, dtype, capability, bool(job.features))[name]
 
 
 def lose(job: Job) -> None:
@@ -197,8 +200,9 @@ KERNELS: dict[str, tuple[Callable[[Job], None], str]] = {
 def run(job: Job) -> dict:
     """Compile one: a row of the table. An "error" in it says why there is nothing else."""
     act, wanted = KERNELS[job.kernel]
-    sizes = {k: v for k, v in configurations(job)[job.config].items() if k.startswith("BLOCK")}
-    about = vars(job) | {"blocks": "x".join(map(str, sizes.values()))}
+    config = configurations(job)[job.config]
+    sizes = [str(v) for k, v in config.items() if k.startswith("BLOCK")]
+    about = vars(job) | {"blocks": "x".join(sizes), "read": config.get("READ", "threads")}
     try:
         with compiling(TARGETS[job.target], wanted) as made:
             act(job)
@@ -211,6 +215,8 @@ def run(job: Job) -> dict:
     return about | {
         "warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages,
         "shared": kernel.metadata.shared, "matrix": next(found, "-"),
+        "tma": "cp.async.bulk.tensor" in kernel.asm[text],
+        "specialised": "ttg.warp_specialize(" in kernel.asm["ttgir"],
     } | (nvidia(kernel.asm["cubin"]) if text == "ptx" else amd(kernel.asm[text]))
 
 
@@ -246,39 +252,42 @@ def faults(row: dict) -> str:
     return " and ".join(wrong)
 
 
-def jobs(targets: list[str], widths: list[int], everything: bool) -> list[Job]:
+def jobs(targets: list[str], widths: list[int], space: bool, everything: bool) -> list[Job]:
     """What to compile, in the order of the table."""
+    dtypes = DTYPES if everything else DTYPES[:2] if space else DTYPES[:1]
     found = []
     for kernel in KERNELS:
         sized = not kernel.startswith("loss")
-        each = itertools.product(
-            targets, widths if sized else WIDTHS[:1], DTYPES if everything else DTYPES[:1]
-        )
-        for target, width, dtype in each:
+        for target, width, dtype in itertools.product(
+            targets, widths if sized else WIDTHS[:1], dtypes
+        ):
             first = Job(kernel, target, width, dtype)
             found.append(first)
-            if everything and kernel.startswith("attention"):
+            if space or everything:
                 others = range(1, len(configurations(first)))
                 found += [replace(first, config=i) for i in others]
-                found += [replace(first, causal=False), replace(first, features=True)]
+            if everything and kernel.startswith("attention"):
+                found.append(replace(first, causal=False))
+                found += [replace(first, features=what) for what in ("packed", "dropout")]
     return found
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| kernel | target | width | dtype | blocks | warps | stages | registers | shared "
-             "| spills | matrix |", 11 * "| --- " + "|"]
+    names = ("kernel", "target", "width", "dtype", "blocks", "read", "warps", "stages", "registers",
+             "shared", "spills", "matrix")
+    lines = [f"| {' | '.join(names)} |", len(names) * "| --- " + "|"]
     for row in rows:
-        what = row["kernel"] + ", not causal" * (not row["causal"]) + ", all" * row["features"]
+        what = row["kernel"] + ", not causal" * (not row["causal"])
+        what += f", {row['features']}" if row["features"] else ""
         width = "-" if row["kernel"].startswith("loss") else row["width"]
-        line = f"| {what} | {row['target']} | {width} | {row['dtype']} | {row['blocks'] or '-'} | "
+        cells = [what, row["target"], width, row["dtype"], row["blocks"] or "-", row["read"]]
         if "error" in row:
-            lines.append(line + row["error"] + " |")
-            continue
-        of = SHARED[row["target"]]
-        lines.append(
-            f"{line}{row['warps']} | {row['stages']} | {row['registers']} "
-            f"| {row['shared'] / 1024:.0f} of {of} | {row['spills']} | {row['matrix']} |"
-        )
+            cells.append(row["error"])
+        else:
+            shared = f"{row['shared'] / 1024:.0f} of {SHARED[row['target']]}"
+            cells += [row["warps"], row["stages"], row["registers"], shared, row["spills"],
+                      row["matrix"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -299,20 +308,21 @@ def main() -> int:
     parser.add_argument("--targets", "--target", nargs="+", choices=TARGETS, default=list(TARGETS),
                         metavar="CHIP", help=f"of {' '.join(TARGETS)} (default all)")
     parser.add_argument("--widths", nargs="+", type=int, metavar="N",
-                        help="of heads (default 64 128; with --all 64 128 256)")
-    parser.add_argument("--all", action="store_true", help="every configuration and dtype")
+                        help="of heads (default 64 128; with --space and --all 64 128 256)")
+    parser.add_argument("--space", action="store_true", help="all that tuning tries")
+    parser.add_argument("--all", action="store_true", help="that, every dtype and every variant")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N",
                         help="that compile at a time (default: one a core)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the rows, as JSON, too")
     args = parser.parse_args()
     if triton.knobs.runtime.interpret:
         raise ValueError("TRITON_INTERPRET is set, and the interpreter does not compile: unset it.")
-    widths = args.widths or [*WIDTHS, *[256] * args.all]
+    widths = args.widths or [*WIDTHS, *[256] * (args.space or args.all)]
     if any(width < 2 or width > 256 or width % 2 for width in widths):
         raise ValueError(f"--widths must be even and from 2 to 256, not {min(widths)}.")
     if args.processes < 1:
         raise ValueError(f"--processes must be at least 1, not {args.processes}.")
-    wanted = jobs(args.targets, widths, args.all)
+    wanted = jobs(args.targets, widths, args.space, args.all)
     rows = compile_all(wanted, args.processes)
     print(table(rows))
     if args.out:

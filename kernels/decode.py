@@ -9,14 +9,12 @@ are split, each program takes a part, and the parts are put together ("flash dec
 Queries of all heads that share keys lie in one tile, (group x T, D), so that keys are read once.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 
 from .attention import attend, empty, head, places, store, tame
-from .launch import OPTIONS, Job, Source, source_of
+from .launch import OPTIONS, Job
 
 ROWS = 64  # queries that a tile may hold, group x T
 
@@ -74,8 +72,8 @@ def combine_kernel(parts, part_lse, out, out_strides, H, T, splits, D: tl.conste
 
 
 def block_of(D: int, size: int) -> int:
-    """Keys a step, for a head width and the bytes of a number: 16 KiB of keys or less."""
-    return max(16, min(64, 2**14 // (triton.next_power_of_2(D) * size)))
+    """Keys a step, for a head width and the bytes of a number: 16 KiB, or 8 of float32."""
+    return max(16, min(64, 2**15 // (triton.next_power_of_2(D) * size**2)))
 
 
 def suits(q, k) -> bool:
@@ -120,11 +118,3 @@ def decode(q, k, v, q_segments, k_segments, causal, scale, window, softcap, spli
             SPLITS=triton.next_power_of_2(splits), num_warps=4, **OPTIONS,
         )  # fmt: skip
     return out
-
-
-def sources(D: int, dtype: torch.dtype, causal: bool, capability, **features) -> Iterator[Source]:
-    """As sources of attention.py, for one query in groups of up to 16 heads."""
-    assert not features.get("dropout")
-    config = dict(ROWS=16, BLOCK_S=block_of(D, dtype.itemsize), num_warps=4, num_stages=2)
-    yield source_of("decode_split", split_kernel, D, dtype, config, CAUSAL=causal, **features)
-    yield source_of("decode_combine", combine_kernel, D, dtype, dict(SPLITS=32, num_warps=4))

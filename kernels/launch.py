@@ -1,11 +1,18 @@
 """How the attention kernels are launched: what they are told, and in which sizes they work."""
 
 import functools
+import json
+import math
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.errors import TritonError
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Job(NamedTuple):
@@ -37,24 +44,24 @@ CONFIGURATIONS = {
         (64, 2): [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2)],
         (128, 2): [(128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 32, 8, 3)],
         (256, 2): [(64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 4, 2)],
-        (64, 4): [(64, 32, 4, 2), (32, 32, 4, 2)],
-        (128, 4): [(32, 32, 4, 2), (32, 16, 4, 2)],
+        (64, 4): [(64, 32, 8, 2), (32, 32, 4, 2)],
+        (128, 4): [(32, 32, 8, 1), (32, 16, 4, 2)],
         (256, 4): [(16, 16, 4, 1), (16, 16, 8, 1)],
     },
     "backward_q": {
         (64, 2): [(64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)],
         (128, 2): [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)],
         (256, 2): [(32, 32, 8, 1), (64, 16, 8, 1)],
-        (64, 4): [(32, 32, 4, 1), (16, 32, 4, 1)],
-        (128, 4): [(16, 16, 4, 1), (16, 32, 4, 1)],
+        (64, 4): [(32, 32, 8, 1), (16, 32, 4, 1)],
+        (128, 4): [(16, 16, 8, 1)],
         (256, 4): [(16, 16, 8, 1)],
     },
     "backward_kv": {
         (64, 2): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 128, 8, 2)],
         (128, 2): [(64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 8, 3)],
         (256, 2): [(16, 32, 8, 1), (32, 32, 8, 1)],
-        (64, 4): [(32, 32, 4, 1), (32, 16, 4, 1)],
-        (128, 4): [(16, 16, 4, 1), (32, 16, 4, 1)],
+        (64, 4): [(32, 32, 8, 1), (32, 16, 4, 1)],
+        (128, 4): [(16, 16, 8, 1)],
         (256, 4): [(16, 16, 8, 1)],
     },
 }
@@ -68,107 +75,142 @@ HOPPER = {  # capability 9 and 10, where these are not the same; 12 has the smal
         (128, 2): [(32, 128, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)],
     },
 }
-OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
+TMA = {  # what tuning tries there besides; none is a default until a GPU has shown that it pays
+    "forward": {
+        (64, 2): [(128, 64, 8, 3, "tma"), (128, 128, 8, 2, "tma"), (64, 64, 4, 2, "warps")],
+        (128, 2): [(128, 128, 8, 2, "tma"), (128, 64, 8, 3, "tma"), (64, 64, 4, 2, "warps")],
+    },
+    "backward_q": {
+        (64, 2): [(64, 64, 4, 2, "tma"), (128, 64, 8, 2, "tma")],
+        (128, 2): [(64, 64, 8, 2, "tma"), (128, 64, 8, 2, "tma")],
+    },
+    "backward_kv": {
+        (64, 2): [(64, 128, 8, 2, "tma"), (64, 64, 4, 2, "tma")],
+        (128, 2): [(32, 128, 8, 2, "tma"), (64, 128, 8, 2, "tma")],
+    },
+}
 AMD = {"backward_kv": {(128, 2): [(32, 64, 4, 2), (32, 32, 4, 2)]}}  # with warps of 64 threads
-NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages")
+PACKED = {  # with documents all blocks are masked, which takes registers: these come first then
+    "forward": {(64, 2): [(128, 64, 8, 3)], (128, 2): [(128, 32, 8, 2)]},
+    "backward_q": {(64, 2): [(64, 32, 4, 2)]},
+    "backward_kv": {(128, 2): [(32, 64, 8, 2)]},
+}
+PACKED_AMD = {"forward": {(64, 2): [(128, 64, 4, 2)], (128, 2): [(128, 32, 4, 2)]}}
+OPTIONS = dict(enable_fp_fusion=True)  # products and sums in one, which Triton may cease to assume
+NAMES = ("BLOCK_T", "BLOCK_S", "num_warps", "num_stages", "READ")
+# How tiles of queries, keys and values are read: by all threads; by TMA, the unit of Hopper and
+# newer that copies tiles; or by TMA in warps that do nothing else, beside those that multiply (warp
+# specialisation: of the forward pass, as Triton cannot part the others, of 64 queries on 9.0).
+READS = ("threads", "tma", "warps")
+TILES = {"q": "BLOCK_T", "do": "BLOCK_T", "k": "BLOCK_S", "v": "BLOCK_S"}  # what TMA can read
 
 
-def configurations(D: int, dtype: torch.dtype, capability: tuple[int, int] | None) -> dict:
+def configurations(
+    D: int, dtype: torch.dtype, capability: tuple[int, int] | None, packed: bool = False
+) -> dict:
     """The launch configurations of every kernel, the default first: {"forward": [dict, ...], ...}.
 
-    capability: (9, 0) and so on; None for the interpreter and for AMD's chips.
+    capability: (9, 0) and so on; None for the interpreter and for AMD's chips. packed: there are
+    documents.
     """
     key = max(64, triton.next_power_of_2(D)), dtype.itemsize
     own = AMD if capability is None else HOPPER if (9, 0) <= capability < (12, 0) else {}
-    return {
-        name: [dict(zip(NAMES, config)) for config in own.get(name, {}).get(key) or table[key]]
-        for name, table in CONFIGURATIONS.items()
-    }
+    found = {}
+    for name, table in CONFIGURATIONS.items():
+        configs = own.get(name, {}).get(key) or table[key]
+        if packed:
+            first = (PACKED_AMD if own is AMD else PACKED).get(name, {}).get(key, [])
+            configs = list(dict.fromkeys(first + configs))
+        if own is HOPPER:
+            configs = configs + TMA[name].get(key, [])
+        found[name] = [dict(zip(NAMES, (*config, "threads"))) for config in configs]
+    return found
+
+
+def describable(x) -> bool:
+    """Whether TMA can read x (B, H, T, D): rows without gaps, all else in steps of 16 bytes."""
+    *outer, last = x.stride()
+    steps = [stride * x.element_size() for stride in outer]
+    whole = last == 1 and x.numel() > 0 and x.data_ptr() % 16 == 0
+    return whole and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def described(kernel, tensors, config: dict, width: int) -> list | None:
+    """The tensors, with descriptors for those that TMA is to read. None: it cannot read them.
+
+    A descriptor knows shape and strides; what lies beyond a border is read as zeros.
+    """
+    given = []
+    for name, x in zip(kernel.arg_names, tensors):
+        if name in TILES:
+            if not describable(x):
+                return None
+            x = TensorDescriptor.from_tensor(x, [1, 1, config[TILES[name]], width])
+        given.append(x)
+    return given
 
 
 @functools.cache
-def tuned(name: str, kernel, D: int, dtype: torch.dtype, capability):
-    """The kernel that times its configurations at the first call, and keeps the choice on disk."""
-    configs = [
-        triton.Config({k: c[k] for k in NAMES[:2]}, c["num_warps"], c["num_stages"])
-        for c in configurations(D, dtype, capability)[name]
-    ]
-    return triton.autotune(configs, key=["D", "CAUSAL"], cache_results=True)(kernel)
+def choices(path: Path) -> dict[str, dict]:
+    """What was found fastest, by what it is for: read once, and added to by `fastest`."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """How long it takes on the GPU; infinity where it does not fit."""
+    try:
+        return triton.testing.do_bench(run, return_mode="median") / 1000
+    except TritonError:
+        return math.inf
+
+
+def fastest(configs: list[dict], case: str, run: Callable[[dict], None]) -> dict:
+    """The configuration with which run(config) is fastest; timed once for a case, kept on disk."""
+    path = Path(triton.knobs.cache.dir, "rungs.json")
+    known = choices(path)
+    if known.get(case) not in configs:
+        known[case] = min(configs, key=lambda config: seconds(partial(run, config)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(known, indent=1), "utf-8")
+        new.replace(path)
+    return known[case]
+
+
+def case_of(name: str, q, job: Job, CAUSAL: bool) -> str:
+    """What a choice of tuning is for; lengths by powers of two."""
+    extras = [k for k in ("window", "q_segments", "softcap", "seed") if getattr(job, k) is not None]
+    lengths = triton.next_power_of_2(job.T), triton.next_power_of_2(job.S)
+    gpu = torch.cuda.get_device_name(q.device)
+    return f"{name} {gpu} {triton.__version__} {q.dtype} {q.shape[3]} {lengths} {CAUSAL} {extras}"
 
 
 def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks=None) -> None:
     """Run a kernel on programs(BLOCK_T, BLOCK_S) programs. strided: tensors whose strides it takes.
 
-    blocks (BLOCK_T, BLOCK_S): instead of the default. With RUNGS_AUTOTUNE=1 the best is searched.
+    blocks: the first fields of a configuration, instead of the default's. With RUNGS_AUTOTUNE=1 the
+    fastest is searched.
     """
-    q = tensors[0]
+    q, width = tensors[0], max(16, triton.next_power_of_2(D))
     nvidia = q.is_cuda and torch.version.hip is None
     capability = torch.cuda.get_device_capability(q.device) if nvidia else None
-    shape = dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=CAUSAL)
-    arguments = *tensors, *(x.stride() for x in strided), job
+    configs = configurations(D, q.dtype, capability, job.q_segments is not None)[name]
 
-    def grid(meta):
-        return (programs(meta["BLOCK_T"], meta["BLOCK_S"]),)
+    def run(config):
+        config = dict(config)
+        read = config.pop("READ")
+        given = None if read == "threads" else described(kernel, tensors, config, width)
+        if "SPECIALISED" in kernel.arg_names:
+            config["SPECIALISED"] = read == "warps" and given is not None
+        kernel[(programs(config["BLOCK_T"], config["BLOCK_S"]),)](
+            *(given or tensors), *(x.stride() for x in strided), job, D=D, BLOCK_D=width,
+            CAUSAL=CAUSAL, **config, **OPTIONS,
+        )  # fmt: skip
 
-    config = configurations(D, q.dtype, capability)[name][0]
-    if blocks is not None:
-        config = config | dict(zip(NAMES, blocks))
-    elif q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
-        kernel, config = tuned(name, kernel, D, q.dtype, capability), {}
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        kernel[grid](*arguments, **shape, **config, **OPTIONS)
-
-
-class Source(NamedTuple):
-    """A kernel to be compiled without a GPU, in its usual form: 16 divides lengths and strides.
-
-    source = triton.compiler.ASTSource(s.fn, s.signature, s.constexprs, s.attrs)
-    triton.compile(source, target=GPUTarget("cuda", 90, 32), options=s.options)
-    """
-
-    name: str
-    fn: Any
-    signature: dict
-    constexprs: dict
-    attrs: dict
-    options: dict
-
-
-FLOAT32 = ("lse", "delta", "parts", "part_lse")  # the tensors that do not have the inputs' dtype
-INTEGERS = ("H", "T", "begin", "length", "splits")
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-def source_of(
-    name: str, kernel, D: int, dtype: torch.dtype, config: dict, *, window=False, segments=False,
-    softcap=False, dropout=False, **constants,
-) -> Source:  # fmt: skip
-    """The Source of a kernel. Its constexprs are in config and constants; features: those used."""
-    options = OPTIONS | {k: v for k, v in config.items() if k.startswith("num_")}
-    constants |= {k: v for k, v in config.items() if not k.startswith("num_")}
-    constants |= dict(D=D, BLOCK_D=max(16, triton.next_power_of_2(D)))
-    job = Job(*["i32"] * 4, "fp32", *["constexpr"] * 4, "fp32", "constexpr")
-    job = job._replace(**dict(softcap="fp32") if softcap else {})
-    job = job._replace(**dict(window="i32") if window else {})
-    job = job._replace(**dict(q_segments="*i64", k_segments="*i64") if segments else {})
-    job = job._replace(**dict(seed="*i64") if dropout else {})
-    signature, constexprs, sixteen = {}, {}, []
-    for i, argument in enumerate(kernel.arg_names):
-        if argument == "job":
-            signature[argument] = job
-            constexprs |= {(i, j): None for j, kind in enumerate(job) if kind == "constexpr"}
-            sixteen += [(i, Job._fields.index(length)) for length in "TS"]
-        elif argument.endswith("_strides"):
-            signature[argument] = ("i32", "i32", "i32", "constexpr")
-            constexprs[i, 3] = 1
-            sixteen += [(i, j) for j in range(3)]
-        elif argument in constants:
-            signature[argument] = "constexpr"
-            constexprs[i,] = constants[argument]
-        elif argument in INTEGERS:
-            signature[argument] = "i32"
+        if blocks is not None:
+            run(configs[0] | dict(zip(NAMES, blocks)))
+        elif q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
+            run(fastest(configs, case_of(name, q, job, CAUSAL), run))
         else:
-            signature[argument] = "*fp32" if argument in FLOAT32 else f"*{TYPES[dtype]}"
-            sixteen.append((i,))
-    attrs = {place: [["tt.divisibility", 16]] for place in sixteen}
-    return Source(name, kernel, signature, constexprs, attrs, options)
+            run(configs[0])

@@ -1,7 +1,7 @@
 """Which attention computes it: the formula, PyTorch's own fused kernels, or ours (kernels/).
 
 All give the same to rounding. What a position sees is told to each in the form that it takes: to
-PyTorch a mask, to the others the document of every token and how far a position looks back.
+ours the document of every token and how far a position looks back, to the others a mask.
 """
 
 from collections.abc import Callable
@@ -63,28 +63,27 @@ def attention_of(
     Each sees the last `reach` keys of its document. plain: those are all that are not later. cap c:
     scores s become c tanh(s / c); 0 is none.
     """
-    if how == "sdpa" and not cap:  # which it does not know
-        return partial(sdpa, mask=None if plain else ~mask_of(positions, past, reach))
-    options = {} if plain else dict(window=reach, segments=documents(positions, past))
-    return partial(function_of(how), causal=True, softcap=cap or None, **options)
+    if how == "triton":
+        options = {} if plain else dict(window=reach, segments=documents(positions, past))
+        return partial(fused(), causal=True, softcap=cap or None, **options)
+    return masked(how, None if plain else ~mask_of(positions, past, reach), cap)
 
 
 def attention_of_one(how: str, mask: Tensor | None, cap: float = 0.0) -> Attend:
     """Attention of one query to the keys that a mask (B, 1, 1, S) shows, or to all."""
-    if how == "sdpa" and not cap:
-        return partial(sdpa, mask=mask)
+    if how != "triton":
+        return masked(how, mask, cap)
     segments = None
     if mask is not None:
         keys = mask[:, 0, 0].long()
         segments = torch.ones_like(keys[:, :1]), keys
-    return partial(function_of(how), segments=segments, softcap=cap or None)
+    return partial(fused(), segments=segments, softcap=cap or None)
 
 
-def function_of(how: str) -> Callable:
+def fused() -> Callable:
     import kernels
-    from kernels import naive
 
-    return kernels.attention if how == "triton" else naive.attention
+    return kernels.attention
 
 
 def documents(positions: Tensor, past: int) -> tuple[Tensor, Tensor]:
@@ -96,9 +95,36 @@ def documents(positions: Tensor, past: int) -> tuple[Tensor, Tensor]:
     return here, torch.cat([before, here], 1)
 
 
+def masked(how: str, mask: Tensor | None, cap: float) -> Attend:
+    """By PyTorch's own or by the formula, of what a mask (B, 1, T, S) shows: true is seen.
+
+    None: causal, and of one query all.
+    """
+    if how == "sdpa" and not cap:  # which it does not know
+        return partial(sdpa, mask=mask)
+    return partial(formula, mask=mask, cap=cap)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """By scaled_dot_product_attention. mask: true is seen; None: causal, or of one query all."""
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    """By scaled_dot_product_attention."""
+    k, v = shared(q, k), shared(q, v)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and q.shape[2] > 1)
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: float) -> Tensor:
+    """As it is defined, with all scores in memory; without Triton, which kernels/ would import."""
+    k, v, (T, S) = shared(q, k), shared(q, v), (q.shape[2], k.shape[2])
+    if mask is None and T > 1:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(3) @ v
+
+
+def shared(q: Tensor, k: Tensor) -> Tensor:
+    """Keys or values (B, KV, S, D), each head repeated for the heads of q that share it."""
+    groups = q.shape[1] // k.shape[1]
+    return k.repeat_interleave(groups, 1) if groups > 1 else k

@@ -4,6 +4,8 @@ the runs of train.py that only this rung has."""
 import io
 import json
 import math
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -426,6 +428,21 @@ def test_an_attention_that_cannot_be_is_refused(flags, said, words, command, mon
     code, _, error = command(train.main, *flags.split(), f"--data={words}", "--lines", "--steps=1",
                              "--device=cpu", "--out=run")
     assert code == 2 and said in error and error.count("\n") == 1
+
+
+def test_only_our_kernels_need_triton():
+    code = """
+import sys, torch, nanogpt
+from nanogpt import attention
+for how in ("naive", "sdpa"):
+    model = nanogpt.build("gpt", 9, 8, layers=1, heads=2, width=8, score_cap=5.0)
+    attention.use(model, how)
+    _, state = model(torch.zeros(1, 4, dtype=int))
+    model(torch.zeros(1, 1, dtype=int), state)
+assert not {"triton", "kernels"} & set(sys.modules), "imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rotary_speeds_are_powers_of_10000():
