@@ -77,14 +77,19 @@ def ours(name: str, flags: tuple[str, ...], seed: int, run: Path) -> dict:
 def table(rows: list[dict]) -> str:
     """A row a model: medians of its runs, and its time as a share of nanoGPT's."""
     lines = ["| model | parameters | val loss | seconds | of nanoGPT's |", "| --- " * 5 + "|"]
-    times = [row["seconds"] for row in rows if row["model"] == "nanoGPT"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        group = [row for row in rows if row["model"] == model]
-        loss, seconds = (statistics.median(r[k] for r in group) for k in ("val_loss", "seconds"))
-        share = f"{seconds / statistics.median(times):.2f}" if times else "-"
-        lines.append(f"| {model} | {group[0]['parameters']:,} | {loss:.4f} | {seconds:.1f} "
-                     f"| {share} |")
+    sizes = {row["model"]: row["parameters"] for row in rows}
+    for model, parameters in sizes.items():
+        loss, seconds = medians(rows, model)
+        share = f"{seconds / medians(rows, 'nanoGPT')[1]:.2f}" if "nanoGPT" in sizes else "-"
+        lines.append(f"| {model} | {parameters:,} | {loss:.4f} | {seconds:.1f} | {share} |")
     return "\n".join(lines)
+
+
+def medians(rows: list[dict], model: str) -> tuple[float, float]:
+    """Validation loss and seconds of a model."""
+    group = [row for row in rows if row["model"] == model]
+    loss, seconds = (statistics.median(r[name] for r in group) for name in ("val_loss", "seconds"))
+    return loss, seconds
 
 
 def main() -> None:

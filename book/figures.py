@@ -44,6 +44,18 @@ def draw(stage: str, model: LanguageModel, tokenizer: Tokenizer, path: Path) -> 
         PICTURES[stage](model, tokenizer, path)
 
 
+def ladder(stages: dict[str, dict], path: Path) -> None:
+    """The validation losses of stages (as in book/results/ladder.json) while they learned."""
+    with figure(7.2, 3.6, path) as sheet:
+        axes = sheet.subplots()
+        for number, (stage, result) in enumerate(stages.items()):
+            hue = f"C{number}"
+            points = [(tokens, loss) for _, tokens, _, loss in result["curve"] if tokens]
+            axes.plot(*zip(*points), color=hue, linewidth=1.3, label=stage)
+        axes.set(xscale="log", xlabel="tokens seen", ylabel="validation loss, nats per token")
+        axes.legend(frameon=False)
+
+
 def bigram(model: LanguageModel, tokenizer: Tokenizer, path: Path) -> None:
     """The table as a heat map: a row for each token, a column for what may come next."""
     shown = texts_of(tokenizer)

@@ -4,9 +4,9 @@ Two parts, of which what is there already is not made again:
 
     ladder      trains each stage by its bare command (the seven on the names, gpt on the tales)
                 and writes what it reaches to book/results/ladder.json
-    pictures    draws the inside of each trained model as book/results/STAGE.svg, what the
-                recurrent ones hear of the tokens before as gradients.svg, and the diagrams of the
-                short articles, for which nothing is trained
+    pictures    draws the losses of all stages as book/results/ladder.svg, the inside of each
+                trained model as STAGE.svg, what the recurrent ones hear of the tokens before as
+                gradients.svg, and the diagrams of the short articles
 
 A stage whose result is of the settings that its command has today is done (--fresh makes it anew);
 a run that was stopped is gone on with. The runs stay in runs/book, for the pictures need them.
@@ -177,6 +177,12 @@ def pictures(stages: list[str], folder: Path, kept: Path) -> None:
         tokenizer = loaded[RECURRENT[0]][1]  # all are trained on the same names
         figures.gradients(models, tokenizer, folder / "gradients.svg")
         print(f"gradients of {', '.join(RECURRENT)}: in {folder / 'gradients.svg'}", flush=True)
+    path = folder / "ladder.json"
+    if path.is_file():
+        every = json.loads(path.read_text("utf-8"))["stages"]
+        names = {stage: result for stage, result in every.items() if result["data"] == "names"}
+        figures.ladder(names, folder / "ladder.svg")
+        print(f"losses of {', '.join(names)}: in {folder / 'ladder.svg'}", flush=True)
     diagrams.draw_all(folder)
     print(f"diagrams of the short articles: in {folder}", flush=True)
 

@@ -9,6 +9,7 @@ from benchmarks import ladder as benchmark_of_ladder
 from benchmarks import nano as benchmark_of_nano
 from benchmarks import text as benchmark_of_text
 from benchmarks import without_torch as benchmark_of_numpy
+from makemore import diff
 
 ROOT = Path(__file__).parents[1]
 NANO = {  # what the README calls the contenders
@@ -31,6 +32,42 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table, all of it text."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def rungs() -> str:
+    """The ladder as the README has it: each stage with its article, its idea and its loss."""
+    rows = []
+    for stage, result in read("book/results/ladder.json")["stages"].items():
+        article = "nanogpt/gpt.md" if stage == "gpt" else f"makemore/{stage}.md"
+        loss = f"{result['test_loss']:.4f}" + " (tales)" * (result["data"] != "names")
+        rows.append([f"[{stage}]({article})", diff.idea(stage), f"{result['parameters']:,}", loss])
+    return markdown(["stage", "what position t knows", "parameters", "test loss"], rows)
+
+
+def peers() -> str:
+    """What the README says of makemore, nanoGPT and transformers."""
+    names = {row["stage"]: row for row in benchmark("ladder")["rows"][::-1]}  # the first seeds
+    speeds = {(row["model"], row["compiled"]): row["per_second"]
+              for row in benchmark("sampling")["nanogpt"]["rows"]
+              if (row["size"], row["arch"], row["dtype"]) == ("gpt2", "gpt2", "float32")}
+
+    def reached(loss: float, seconds: float) -> str:
+        return f"{loss:.3f} in {seconds:.0f} s"
+
+    one, other = names["transformer"], names["makemore transformer"]
+    mine, theirs = (benchmark_of_nano.medians(benchmark("nano")["rows"], model)
+                    for model in ("ours", "nanoGPT"))
+    return markdown(["", "ours", "theirs"], [
+        ["makemore's names and its transformer: test loss, one seed",
+         reached(one["test_loss"], one["seconds"]),
+         f"makemore {reached(other['test_loss'], other['seconds'])}"],
+        ["tiny shakespeare, 0.8 million parameters: validation loss",
+         reached(*mine), f"nanoGPT {reached(*theirs)}"],
+        ["500 tokens from a network of GPT-2's size: tokens a second",
+         f"{speeds['rungs', False]:.0f}, compiled {speeds['rungs', True]:.0f}",
+         f"nanoGPT {speeds['nanoGPT', False]:.1f}, transformers "
+         f"{speeds['transformers', False]:.0f}"],
+    ])
 
 
 def ladder() -> str:
@@ -88,5 +125,6 @@ def pace(row: dict, first: bool) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (ladder, without_torch, nano, text, sampling)
+    function.__name__: function
+    for function in (rungs, peers, ladder, without_torch, nano, text, sampling)
 }
