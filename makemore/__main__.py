@@ -40,6 +40,8 @@ def ladder(root: Path, width: int) -> str:
         "",
         f"train one:     python train.py --model={(untrained or list(STAGES)[-1:])[0]}",
         "what changes:  python -m makemore diff rnn lstm    (from each to the next: diff alone)",
+        "play with two: python sample.py --web",
+        "read it all:   make book",
     ]
     return "\n".join(lines)
 
