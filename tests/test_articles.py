@@ -11,7 +11,7 @@ import pytest
 from book.diagrams import DIAGRAMS, draw_all
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "finetune", "book")
+FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "kernels", "finetune", "book")
 ARTICLES = [str(path.relative_to(ROOT)) for folder in FOLDERS
             for path in sorted((ROOT / folder).glob("*.md"))]
 MARKED = re.compile(r"<!-- (code|diff|table|samples) .*?-->.*?<!-- end -->", re.S)
