@@ -64,6 +64,7 @@ PATIENCE = 20  # seconds to wait for one who neither sends nor reads
 BOUNDS = {"temperature": (0, 100), "top_k": (0, 10**6), "top_p": (1e-6, 1), "seed": (0, 2**53),
           "num": (1, 20), "length": (1, TOKENS)}
 PORTS = range(8000, 8020)
+DEFAULT_PORT = 80  # of http, which browsers leave out where they name a server
 
 
 class Refused(Exception):
@@ -106,7 +107,7 @@ class Shelf:
                              "python train.py --model=rnn")
 
     def paths(self) -> dict[str, Path]:
-        """Name -> where it is. Runs that sort texts cannot write, and are left out."""
+        """Name -> where it is, of all runs that are there."""
         if self.args.run:
             names = {str(run): run for run in self.args.run}
         else:
@@ -114,12 +115,15 @@ class Shelf:
                        for path in self.root.glob(f"{depth}/config.json")]
             names = {folder.relative_to(self.root).as_posix(): folder
                      for folder in sorted(folders) if runs.present(folder)}
-        return {name: path for name, path in names.items() if settings_of(path)}
+        return names
 
     def offered(self) -> list[dict]:
-        """The runs in the order of the ladder, for JSON."""
-        self.known = self.paths()  # looked at anew whenever the page is loaded
-        found = [{"name": name, **settings_of(path)} for name, path in self.known.items()]
+        """The runs in the order of the ladder, for JSON. Those that sort texts are left out."""
+        paths = self.paths()  # looked at anew whenever the page is loaded
+        # each is read once, for it may be removed meanwhile
+        settings = {name: settings_of(path) for name, path in paths.items()}
+        found = [{"name": name, **about} for name, about in settings.items() if about]
+        self.known = {name: paths[name] for name, about in settings.items() if about}
         return sorted(found, key=lambda run: (STAGES.index(run["stage"]), run["name"]))
 
     def open(self, name: str) -> Loaded:
@@ -171,7 +175,10 @@ class Server(ThreadingHTTPServer):
         self.worker, self.closing = ThreadPoolExecutor(1), False
         self.places = threading.BoundedSemaphore(PLACES)
         super().__init__(("127.0.0.1", port), Handler)
-        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        names = ("127.0.0.1", "localhost")
+        self.hosts = {f"{name}:{self.server_port}" for name in names}
+        if self.server_port == DEFAULT_PORT:
+            self.hosts |= {*names}
 
     def server_bind(self) -> None:
         """As HTTPServer's, which would ask the network for this machine's name."""

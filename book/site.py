@@ -168,7 +168,7 @@ def write_article(book: Book, file: str, article: Rendered, before, after) -> No
 def write_diffs(book: Book) -> None:
     """A page for every two stages, and every two pieces of a kind, in both directions."""
     families = sides.families()
-    book.write("diff/index.html", "pairs.html", title="Compare", families=families)
+    book.write("diff/index.html", "pairs.html", title="Compare", kinds=sides.kinds())
     for family in families:
         steps = sides.steps(family)
         for before, after in permutations(family, 2):
