@@ -175,8 +175,9 @@ def state(reading: Reading, tokenizer: data.Tokenizer, place: int, name: str) ->
 def influence(reading: Reading, tokenizer: data.Tokenizer) -> dict:
     """What the model would lose were the embedding of a token zero, as before a beginning.
 
-    The place stays, and with it what a model knows of places. The divergence of what it then expects from what it expects now (Kullback & Leibler 1951), in
-    nats: by so much the next token would cost more on average, if it is as the model expects.
+    The place stays, and what a model knows of places. The divergence of what it then expects from
+    what it expects now (Kullback & Leibler 1951), in nats: by so much the next token would cost
+    more on average, if it is as the model expects.
     """
     size = sum(p.numel() for p in reading.model.parameters())
     count = max(1, min(SHOWN, int((WORK / size) ** 0.5)))
