@@ -118,10 +118,16 @@ class Book:
         }
         return {part: pages for part, pages in parts.items() if pages}
 
-    def read(self, file: str) -> Rendered:
-        """An article. ValueError: it has an equation that cannot be read, or no title."""
+    def read(self, file: str, named: bool = False) -> Rendered:
+        """An article. ValueError: it has an equation that cannot be read, or no title.
+
+        named: where it has no title it gets the name of its file.
+        """
+        text = (ROOT / file).read_text("utf-8")
         try:
-            article = render((ROOT / file).read_text("utf-8"), lambda href: self.link(href, file))
+            article = render(text, lambda href: self.link(href, file))
+            if not article.title and named:
+                article = render(f"# {file}\n\n{text}", lambda href: self.link(href, file))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         if not article.title:
@@ -237,7 +243,7 @@ def write_wanted(book: Book) -> None:
                 (book.out / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, book.out / file)
             elif file.endswith(".md") and path.is_file():
-                write_article(book, file, book.read(file), None, None)
+                write_article(book, file, book.read(file, named=True), None, None)
             elif path.is_file():
                 text = path.read_text("utf-8", errors="replace")
                 book.write(address(file), "source.html", title=file, file=file,
