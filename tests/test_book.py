@@ -113,7 +113,9 @@ def test_all_markdown_of_the_project_is_looked_at():
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git repository")
-    assert {ROOT / name for name in listed.stdout.split()} <= set(marks.articles())
+    written = {ROOT / name for name in listed.stdout.split()
+               if not name.startswith("benchmarks/results/")}  # whose tables their scripts make
+    assert written <= set(marks.articles())
 
 
 @pytest.mark.parametrize("stage", nanogpt.STAGES)
@@ -574,6 +576,7 @@ def test_an_installed_package_ends_in_a_sentence(tmp_path, module):
 
 def test_the_table_names_the_book_where_it_can_be_made(monkeypatch, tmp_path):
     assert "read it all:   make book" in ladder.ladder(tmp_path, 200)
+    for module in (diff, ladder):  # which read the stages' files in that folder too
+        monkeypatch.setattr(module, "source", lambda name: '"""In it position t knows x."""\n')
     monkeypatch.setattr(diff, "ROOT", tmp_path)
-    monkeypatch.setattr(diff, "source", lambda *_: '"""In x position t knows x."""\n')
     assert "make book" not in ladder.ladder(tmp_path, 200)
