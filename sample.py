@@ -397,8 +397,10 @@ def check_finetuned(args: argparse.Namespace) -> None:
         raise ValueError(f"{what} is for a run of finetune.{kind}; name it: --run=RUN.")
     if kind == "instruct":
         return
-    for name in ("chat", "prompt", "stop", "num", "length", "compile"):
-        if getattr(args, name):
+    drawing = ("temperature", "top_k", "top_p", "seed")
+    plain = make_parser()
+    for name in ("chat", "prompt", "stop", "num", "length", "compile", *drawing):
+        if getattr(args, name) not in (None, False, plain.get_default(name)):
             raise ValueError(f"--classify sorts a text, and {flag(name)} is for writing one; leave "
                              "one of them out.")
 

@@ -43,6 +43,32 @@ def activations(path: Path) -> None:
         grid.flat[-1].legend(*grid.flat[0].get_legend_handles_labels(), loc="center")
 
 
+def tiles(path: Path, blocks: int = 6, window: int = 3) -> None:
+    """Which blocks of scores a causal pass with a window reads, and which of them it masks."""
+    hues = {"full: no mask is made": "#9dbde0", "cut by the diagonal": "#e3a39b",
+            "cut by the window": "#f0d9a8", "not read": "#f4f4f4"}
+    full, diagonal, cut, blank = hues
+    with figure(5.6, 3.4, path) as sheet:
+        axes = sheet.subplots()
+        for query in range(blocks):
+            for key in range(blocks):
+                back = query - key
+                kind = (diagonal if back == 0 else full if 0 < back < window
+                        else cut if back == window else blank)
+                axes.fill([key, key + 1, key + 1, key], [query, query, query + 1, query + 1],
+                          facecolor=hues[kind], edgecolor="white", linewidth=2)
+                if kind in (diagonal, cut):
+                    axes.plot([key, key + 1], [query, query + 1], color=GREY, linewidth=1)
+        for kind, hue in hues.items():
+            axes.fill([], [], facecolor=hue, label=kind)
+        places = [n + 0.5 for n in range(blocks)]
+        axes.set_xticks(places, range(blocks))
+        axes.set_yticks(places, range(blocks))
+        axes.set(xlabel="block of keys", ylabel="block of queries", aspect="equal",
+                 ylim=(blocks, 0), xlim=(0, blocks))
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+
+
 def schedules(path: Path) -> None:
     """The share of the peak rate at every step of a run of 1,000."""
     steps = np.arange(1000)
@@ -173,5 +199,6 @@ def tokens(path: Path) -> None:
 
 DIAGRAMS = {
     "activations": activations, "schedules": schedules, "optimizers": optimizers,
-    "initialisation": initialisation, "loss": loss, "sampling": sampling, "tokens": tokens,
+    "initialisation": initialisation, "loss": loss, "sampling": sampling, "tiles": tiles,
+    "tokens": tokens,
 }

@@ -192,7 +192,7 @@ def encode_splits(task: tasks.Task, pretrained: Pretrained) -> dict[str, Encoded
 def resume_run(args: Namespace) -> Path:
     """Go on with a run that was stopped; its folder."""
     settings.check_resume(args)
-    run, checkpoint = open_run(args.resume, args.steps, "classify")
+    run, source, checkpoint = open_run(args.resume, args.steps, "classify")
     saved = checkpoint["config"]["finetune"]
     task = load_task(saved)
     if fingerprint(task) != saved["examples"]:
@@ -200,13 +200,15 @@ def resume_run(args: Namespace) -> Path:
     config = restore_config(checkpoint["config"])
     pretrained = pretrained_of(checkpoint, config)
     about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
+    settings.machine_of(config)
     splits = encode_splits(task, pretrained)
+    mend(run, source, checkpoint)
     carry_out(pretrained, task, splits, config, run, about, checkpoint)
     return run
 
 
-def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, dict]:
-    """The folder of a finetuned run and its last checkpoint, as it is to go on from.
+def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, Path, dict]:
+    """The folder of a finetuned run, and the checkpoint that it is to go on from: where and what.
 
     ValueError: no such run, or more steps made than asked for.
     """
@@ -224,9 +226,13 @@ def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, dict]:
             raise ValueError(f"{run} has made {step} steps, so --steps={steps} is too few.")
         checkpoint["config"]["steps"] = steps
         checkpoint["progress"]["since_best"] = 0  # new steps, new patience
+    return run, source, checkpoint
+
+
+def mend(run: Path, source: Path, checkpoint: dict) -> None:
+    """Make the folder what it was at this checkpoint: once all is known to be in order."""
     checkpoint["progress"] = train.mend(run, source, checkpoint)
-    print(f"going on at step {step}")
-    return run, checkpoint
+    print(f"going on at step {checkpoint['progress']['step']}")
 
 
 def pretrained_of(checkpoint: dict, config: Config) -> Pretrained:

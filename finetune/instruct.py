@@ -40,6 +40,7 @@ from .pretrained import (
 from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
+STEPS = 1500  # at most, if the user says nothing
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -54,7 +55,7 @@ def make_parser() -> cli.Parser:
     add(group, "judged", text)
     text = "a run that sorts by topic, to judge tales (default: n-grams)"
     add(group, "topics", text, Path, metavar="RUN")
-    steps = "6 times through the rows, from 100 to 1,500"
+    steps = "1,500; of your own 6 times through them, from 100 to 1,500"
     settings.add_flags(parser, steps, "8", "a tenth of the steps")
     return parser
 
@@ -107,12 +108,15 @@ def new_run(args: Namespace) -> Path:
     pretrained = load(path, args.block_size, fits, args.dropout, args.replay_data)
     rows, said = encode(found, pretrained)
     batch = args.batch_size or 8
-    steps = min(1500, max(100, 6 * -(-len(rows["train"]) // max(batch, 1))))
+    steps = STEPS
+    if args.train:
+        steps = min(STEPS, max(100, 6 * -(-len(rows["train"]) // max(batch, 1))))
     every = max(1, (args.steps or steps) // 10)  # seldom, for there is much to go through
     defaults = dict(steps=steps, batch_size=batch, eval_every=every)
     config = settings.config_of(pretrained.config, args, defaults)
     machine = settings.machine_of(config)  # this and the next lines say what is not to be had
-    replay_of(pretrained, config, share)
+    replay = replay_of(pretrained, config, share)
+    rows_of_kinds(config.batch_size - (replay.rows if replay else 0), bool(args.train))
     adapt(pretrained.build(), tuning)
     judge = judge_of(asked, items, machine)
     said += evaluate.notes_of_items(items, pretrained.tokenizer, config.block_size)
@@ -191,7 +195,7 @@ def encode(
 def resume_run(args: Namespace) -> Path:
     """Go on with a run that was stopped; its folder."""
     settings.check_resume(args)
-    run, checkpoint = classify.open_run(args.resume, args.steps, "instruct")
+    run, source, checkpoint = classify.open_run(args.resume, args.steps, "instruct")
     saved = checkpoint["config"]["finetune"]
     found, items = conversations(saved)
     if fingerprint(found) != saved["examples"]:
@@ -201,6 +205,8 @@ def resume_run(args: Namespace) -> Path:
     rows, _ = encode(found, pretrained)
     about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
     judge = judge_of(saved, items, settings.machine_of(config))
+    read_judged(run / "before.json")  # or says that it is gone
+    classify.mend(run, source, checkpoint)
     carry_out(pretrained, rows, items, judge, config, run, about, checkpoint)
     return run
 
@@ -301,12 +307,12 @@ def fit(
         return lambda generator: chat.encode(
             talk(generator), pretrained.tokenizer, config.block_size)
 
-    rest, fresh = config.batch_size - replayed, ()
-    if not saved.get("train"):
-        talks = {curriculum.question_talk: int(rest * curriculum.QUESTIONS),
-                 curriculum.string_talk: int(rest * curriculum.STRINGS)}
-        fresh = tuple((encoded(talk), n) for talk, n in talks.items())
-        rest -= sum(talks.values())
+    rest, questions, tasks_of_words = rows_of_kinds(
+        config.batch_size - replayed, bool(saved.get("train")))
+    fresh = ()
+    if questions:
+        fresh = ((encoded(curriculum.question_talk), questions),
+                 (encoded(curriculum.string_talk), tasks_of_words))
     batches = chat.ChatBatches(rows["train"], config.block_size, rest, fresh, replay)
     at_once = max(1, labelled.TOKENS // config.block_size)
     kinds: dict[str, list] = {}
@@ -325,6 +331,18 @@ def fit(
     )
     classify.settle(model, run)
     return model.eval(), progress
+
+
+def rows_of_kinds(rows: int, own: bool) -> tuple[int, int, int]:
+    """How many rows of a batch are of what was read, of questions and of string tasks; own: all of
+    what was read. ValueError: too few for each to have one."""
+    if own:
+        return rows, 0, 0
+    if rows < 3:
+        raise ValueError("a batch needs a row each of tales, of questions and of string tasks, and "
+                         f"has {rows}; give more by --batch-size.")
+    fresh = [max(1, int(rows * share)) for share in (curriculum.QUESTIONS, curriculum.STRINGS)]
+    return rows - sum(fresh), *fresh
 
 
 def replay_of(pretrained: Pretrained, config: Config, share: float) -> Replay | None:

@@ -1,8 +1,8 @@
 """Is a run where it should be? python train.py --check=runs/lstm-names
 
-expected.json holds, for every recipe, the validation loss after a tenth, a half and all of its
-steps, over a few seeds; `python -m benchmarks.expected` makes it. A run of the same settings,
-whatever its seed and machine, is held against that: is it within what seeds make of it?
+expected.json holds, for the bare command of a stage, the validation loss after a tenth, a half and
+all of its steps, over a few seeds; `python -m benchmarks.expected` makes it. A run of the same
+settings, whatever its seed and machine, is held against that: is it within what seeds make of it?
 """
 
 import json
@@ -42,8 +42,9 @@ def nearest(settings: dict, recipes: list[dict]) -> dict:
     same = [r for r in recipes if all(r["settings"][n] == settings[n] for n in ("model", "data"))]
     if not same:
         known = ", ".join(f"{r['settings']['model']} on {r['settings']['data']}" for r in recipes)
-        raise ValueError(f"nothing is known of {settings['model']} on {settings['data']}; known "
-                         f"are the recipes of {known or 'none'}.")
+        what = f"{settings['model']} on {settings['data']}"
+        raise ValueError(f"nothing was measured of {what}, but of {known or 'nothing yet'}: "
+                         "python -m benchmarks.expected does it.")
     best = min(same, key=lambda recipe: len(differences(settings, recipe["settings"])))
     if apart := differences(settings, best["settings"]):
         raise ValueError(f"the run is of no recipe: it differs from that of {settings['model']} on "
@@ -76,8 +77,8 @@ def check(run: Path) -> tuple[list[str], bool]:
     judged = [(int(step), losses) for step, losses in recipe["losses"].items()
               if int(step) in reached]
     if not judged:
-        first = min(map(int, recipe["losses"]))
-        raise ValueError(f"{folder} has not come to step {first} yet, the first that is known.")
+        steps = ", ".join(recipe["losses"])
+        raise ValueError(f"{folder} has not come to a step yet whose loss is known: {steps}.")
     lines = [f"{'step':>8} {'val loss':>10} {'expected':>10} {'give or take':>13}"]
     good = True
     for step, losses in judged:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from book.diagrams import DIAGRAMS, draw_all
+from nanogpt import STAGES
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "finetune", "book")
+FOLDERS = ("makemore", "makemore/without_torch", "nanogpt", "kernels", "finetune", "book")
 ARTICLES = [str(path.relative_to(ROOT)) for folder in FOLDERS
             for path in sorted((ROOT / folder).glob("*.md"))]
 MARKED = re.compile(r"<!-- (code|diff|table|samples) .*?-->.*?<!-- end -->", re.S)
@@ -47,6 +48,18 @@ def test_no_article_is_too_long(article):
 def test_every_answer_is_folded_away(article):
     text = (ROOT / article).read_text("utf-8")
     assert text.count("<details><summary>Answer</summary>\n\n") == text.count("</details>")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_article_of_a_stage_has_all_its_parts(stage):
+    article = "nanogpt/gpt.md" if stage == "gpt" else f"makemore/{stage}.md"
+    text = (ROOT / article).read_text("utf-8")
+    parts = re.findall("^## (.*)", text, re.M)
+    assert parts[:3] == ["The question", "The idea", "The code"]
+    assert parts[-4:] == ["What it reaches", "Inside", "Where it fails", "Exercises"]
+    assert "<!-- diff " in text or stage == "bigram"
+    assert f"<!-- samples {stage} -->" in text and f"results/{stage}.svg)" in text
+    assert text.count("<summary>Answer</summary>") == 3
 
 
 def test_the_diagrams_are_small_and_always_the_same(tmp_path):

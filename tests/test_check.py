@@ -72,7 +72,7 @@ def test_a_run_is_judged_at_the_steps_that_are_known(run, losses, good, word):
 
 @pytest.mark.parametrize("others, sentence", [
     ({"lr": 0.5}, r"differs from that of transformer on names in --lr \(0.5, there 0.01\)"),
-    ({"data": "tales"}, "nothing is known of transformer on tales"),
+    ({"data": "tales"}, "nothing was measured of transformer on tales"),
     ({"fingerprint": "other"}, "is not what it was"),
 ])
 def test_what_cannot_be_compared_is_said(run, others, sentence):
@@ -81,7 +81,7 @@ def test_what_cannot_be_compared_is_said(run, others, sentence):
 
 
 def test_a_young_run_and_no_run(run, tmp_path):
-    with pytest.raises(ValueError, match="has not come to step 200"):
+    with pytest.raises(ValueError, match="has not come to a step yet"):
         check.check(run({0: 3.3}))
     with pytest.raises(ValueError, match="is not the config.json of a run"):
         check.check(tmp_path)

@@ -1030,7 +1030,7 @@ def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_t
     monkeypatch.setattr(evaluate, "make_judge", lambda run, machine: judge)
     run = tmp_path / "run"
     code, _, err = command(
-        instruct.main, f"--from={teller}", "--steps=2", "--judged=1", "--batch-size=2",
+        instruct.main, f"--from={teller}", "--steps=2", "--judged=1", "--batch-size=3",
         "--block-size=256", "--tune=lora", f"--out={run}")
     assert code == 0, err
     result = json.loads((run / "result.json").read_text("utf-8"))
