@@ -107,7 +107,7 @@ def read(path: Path) -> dict:
         return {}
 
 
-class Kept:
+class State:
     """What state.json says of the folder of the runs, written whenever it changes.
 
     code: of each stage the hash of the code that its run was begun with. fresh: the stages that are
@@ -131,18 +131,18 @@ class Kept:
         self.write()
 
 
-def trained(stage: str, settings: dict, model: dict, kept: Kept) -> None:
+def trained(stage: str, settings: dict, model: dict, state: State) -> None:
     """See to it that the run folder holds a finished run. Errors as of train.py."""
-    run = kept.path.parent / stage
-    anew = kept.fresh.get(stage) is False
-    state = "none" if anew else state_of(run, settings, model, kept.code.get(stage))
-    if state == "done":
+    run = state.path.parent / stage
+    anew = state.fresh.get(stage) is False
+    found = "none" if anew else state_of(run, settings, model, state.code.get(stage))
+    if found == "done":
         print(f"{run} holds it already")
-    elif state == "stopped":
+    elif found == "stopped":
         train.resume_run(settings_parser().parse_args([f"--resume={run}"]))
     else:
         shutil.rmtree(run, ignore_errors=True)
-        kept.begin(stage, model["code"])
+        state.begin(stage, model["code"])
         train.new_run(settings_parser().parse_args([*command(stage), f"--out={run}"]))
 
 
@@ -187,7 +187,7 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
     """
     path = folder / "ladder.json"
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {"stages": {}}
-    done, state = results["stages"], Kept(kept)
+    done, state = results["stages"], State(kept)
     if fresh:
         state.fresh |= dict.fromkeys(stages, False)
         state.write()
@@ -216,6 +216,8 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
         state.fresh = {stage: begun for stage, begun in state.fresh.items() if stage not in stages}
         state.write()
     print(f"\n{table(results['stages'])}\nIn {path}.")
+    if state.fresh:
+        print(f"Still to be made anew: {', '.join(state.fresh)} (python -m book.results).")
 
 
 def table(stages: dict[str, dict]) -> str:
