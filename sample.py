@@ -379,6 +379,13 @@ def check_web(args: argparse.Namespace) -> None:
     if given:
         raise ValueError(f"{given[0]} does not go with --web, where the page asks for all that; "
                          "leave it out (--run says which runs to offer).")
+    from book.play import BOUNDS  # only here, for the page is built on this file
+
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        (least, most), value = BOUNDS[name], getattr(args, name)
+        if not least <= value <= most:
+            raise ValueError(f"with --web {flag(name)} must be from {least} to {most}, not "
+                             f"{value}.")
     if args.port is not None and not 0 <= args.port <= 65535:
         raise ValueError(f"--port must be from 0, any that is free, to 65535, not {args.port}.")
 

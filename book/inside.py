@@ -173,10 +173,11 @@ def state(reading: Reading, tokenizer: data.Tokenizer, place: int, name: str) ->
 
 
 def influence(reading: Reading, tokenizer: data.Tokenizer) -> dict:
-    """What the model would lose without each token: as if zeros stood there, as before a beginning.
+    """What the model would lose were the embedding of a token zero, as before a beginning.
 
-    The divergence of what it then expects from what it expects now (Kullback & Leibler 1951), in
-    nats: by so much the next token would cost more on average, if it is as the model expects.
+    The place stays, and what a model knows of places. The divergence of what it then expects from
+    what it expects now (Kullback & Leibler 1951), in nats: by so much the next token would cost
+    more on average, if it is as the model expects.
     """
     size = sum(p.numel() for p in reading.model.parameters())
     count = max(1, min(SHOWN, int((WORK / size) ** 0.5)))
@@ -189,14 +190,14 @@ def influence(reading: Reading, tokenizer: data.Tokenizer) -> dict:
     missing = logits[:, -1].float().cpu().double().log_softmax(1)  # (T, V)
     known = reading.next.double().log_softmax(0)
     nats = (known.exp() * (known - missing)).nan_to_num(0).sum(1).clamp(min=0)
-    caption = "How many nats more the next token would cost, did the model not see this one."
+    caption = "How many nats more the next token would cost, were the embedding of this one zero."
     maps = [map_of("", ["nats"], labels(reading, tokenizer)[-T:], nats[None])]
     return dict(caption=caption, maps=maps)
 
 
 @contextmanager
 def without(model: LanguageModel, hidden: Tensor) -> Iterator[None]:
-    """A model that finds zeros in the place of the tokens that are hidden (B, T)."""
+    """A model for which the embeddings of the tokens that are hidden (B, T) are zero."""
     if not isinstance(model, FromNumpy):
         with model.embedding.register_forward_hook(lambda _, __, x: x * ~hidden[..., None]):
             yield

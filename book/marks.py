@@ -38,7 +38,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import sample
-from book import tables
+from book import clone
 from data import cli, runs
 from data.cli import nearest
 from makemore import diff
@@ -281,6 +281,8 @@ def hunks(words: list[str], count: int) -> tuple[int, int]:
 
 def table(name: str) -> str:
     """What the function of that name in tables.py makes of the results."""
+    from book import tables  # only here: they need the benchmarks, which a clone alone has
+
     if name not in tables.TABLES:
         raise ValueError(f"there is no table {name}.{nearest(name, tables.TABLES)} "
                          f"The tables are {', '.join(tables.TABLES)}.")
@@ -371,6 +373,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true",
                         help="change nothing; exit code 1 where something is stale")
     args = parser.parse_args()
+    clone.check()
     wrong = stale = 0
     for path in args.files or articles():
         before = path.read_bytes().decode("utf-8")

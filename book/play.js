@@ -419,8 +419,24 @@ function scaleBars() {
 }
 
 function showValues() {
-  find("#temperature-value").textContent = Number(find("#temperature").value).toFixed(2);
-  find("#top_p-value").textContent = Number(find("#top_p").value).toFixed(2);
+  for (const name of ["temperature", "top_p"]) {
+    const value = Number(find(`#${name}`).value);
+    const short = value.toFixed(2);
+    find(`#${name}-value`).textContent = Number(short) === value ? short : value;
+  }
+}
+
+// What was given on the command line stays as it is; a slider that is moved goes by hundredths.
+function begin(given) {
+  for (const [name, value] of Object.entries(given)) {
+    const input = find(`#${name}`);
+    input.min = Math.min(input.min, value);
+    input.max = Math.max(input.max, value);
+    input.value = value;
+    if (input.type === "range") {
+      input.addEventListener("input", () => { input.value = Math.round(100 * input.value) / 100; });
+    }
+  }
 }
 
 function lookAll() {
@@ -479,7 +495,7 @@ async function start() {
   }
   limits = told.limits;
   find("#prompt").maxLength = limits.prompt;
-  for (const [name, value] of Object.entries(told.begin)) find(`#${name}`).value = value;
+  begin(told.begin);
   for (const side of ["Left", "Right"]) {
     const pane = new Pane(side, told.runs);
     find("#panes").append(pane.root);

@@ -15,6 +15,7 @@ is bounded, a run is looked up by its name in a list, and no path is made of any
 
 import argparse
 import errno
+import io
 import json
 import math
 import os
@@ -60,10 +61,13 @@ PROMPT = 4000  # characters
 TOKENS = 2000  # of all samples of one request together
 PLACES = 16  # requests that are worked on at the same time
 KEPT = 4  # models in memory
-PATIENCE = 20  # seconds to wait for one who neither sends nor reads
-BOUNDS = {"temperature": (0, 100), "top_k": (0, 10**6), "top_p": (1e-6, 1), "seed": (0, 2**53),
+THREADS = 64  # requests that are open at the same time
+PATIENCE = 20  # seconds for all of a request to come; for one who does not read, to go on
+DRAIN = 2  # seconds that are spent on what nobody will read
+BOUNDS = {"temperature": (0, 100), "top_k": (0, 10**6), "top_p": (1e-6, 1), "seed": (0, 2**53 - 1),
           "num": (1, 20), "length": (1, TOKENS)}
 PORTS = range(8000, 8020)
+DEFAULT_PORT = 80  # of http, which browsers leave out where they name a server
 
 
 class Refused(Exception):
@@ -106,7 +110,7 @@ class Shelf:
                              "python train.py --model=rnn")
 
     def paths(self) -> dict[str, Path]:
-        """Name -> where it is. Runs that sort texts cannot write, and are left out."""
+        """Name -> where it is, of all runs that are there."""
         if self.args.run:
             names = {str(run): run for run in self.args.run}
         else:
@@ -114,12 +118,15 @@ class Shelf:
                        for path in self.root.glob(f"{depth}/config.json")]
             names = {folder.relative_to(self.root).as_posix(): folder
                      for folder in sorted(folders) if runs.present(folder)}
-        return {name: path for name, path in names.items() if settings_of(path)}
+        return names
 
     def offered(self) -> list[dict]:
-        """The runs in the order of the ladder, for JSON."""
-        self.known = self.paths()  # looked at anew whenever the page is loaded
-        found = [{"name": name, **settings_of(path)} for name, path in self.known.items()]
+        """The runs in the order of the ladder, for JSON. Those that sort texts are left out."""
+        paths = self.paths()  # looked at anew whenever the page is loaded
+        # each is read once, for it may be removed meanwhile
+        settings = {name: settings_of(path) for name, path in paths.items()}
+        found = [{"name": name, **about} for name, about in settings.items() if about]
+        self.known = {name: paths[name] for name, about in settings.items() if about}
         return sorted(found, key=lambda run: (STAGES.index(run["stage"]), run["name"]))
 
     def open(self, name: str) -> Loaded:
@@ -170,13 +177,33 @@ class Server(ThreadingHTTPServer):
         self.files = {path: (HERE / name).read_bytes() for path, (name, _) in FILES.items()}
         self.worker, self.closing = ThreadPoolExecutor(1), False
         self.places = threading.BoundedSemaphore(PLACES)
+        self.threads = threading.BoundedSemaphore(THREADS)
         super().__init__(("127.0.0.1", port), Handler)
-        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        names = ("127.0.0.1", "localhost")
+        self.hosts = {f"{name}:{self.server_port}" for name in names}
+        if self.server_port == DEFAULT_PORT:
+            self.hosts |= {*names}
 
     def server_bind(self) -> None:
         """As HTTPServer's, which would ask the network for this machine's name."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address
+
+    def process_request(self, request: socket.socket, client_address) -> None:
+        """A thread for it; where there are too many, and none ends in a second, it is cut off."""
+        if not self.threads.acquire(timeout=1):
+            return self.shutdown_request(request)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread began that could release it
+            self.threads.release()
+            raise
+
+    def process_request_thread(self, request: socket.socket, client_address) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.threads.release()
 
     def compute(self, function: Callable, *arguments):
         """What the function gives, worked out when it is its turn."""
@@ -197,12 +224,37 @@ class Server(ThreadingHTTPServer):
         self.worker.shutdown(cancel_futures=True)
 
 
+class Incoming(io.RawIOBase):
+    """What comes in on a connection, until the deadline: then TimeoutError, however it trickles."""
+
+    def __init__(self, connection: socket.socket, seconds: float):
+        self.connection, self.end = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        if (left := self.end - time.monotonic()) <= 0:
+            raise TimeoutError("the request did not come in time")
+        before = self.connection.gettimeout()
+        self.connection.settimeout(left)
+        try:
+            return self.connection.recv_into(buffer)
+        finally:
+            self.connection.settimeout(before)  # which what is written has
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     timeout = PATIENCE
     disable_nagle_algorithm = True  # a token is not to wait for the next
     server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Incoming(self.connection, PATIENCE))
 
     def do_GET(self) -> None:
         self.answer({path: self.send_file for path in FILES} | {"/runs": self.send_runs})
@@ -372,10 +424,11 @@ class Handler(BaseHTTPRequestHandler):
     def drain(self) -> None:
         """Take in what is still on its way: over that a socket is reset, and the answer lost."""
         self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(0.5)
-        left = 20 * BODY
-        while left > 0 and (part := self.connection.recv(BODY)):
-            left -= len(part)
+        left, end = 20 * BODY, time.monotonic() + DRAIN
+        while left > 0 and (seconds := end - time.monotonic()) > 0:
+            self.connection.settimeout(min(seconds, 0.5))
+            part = self.connection.recv(BODY)
+            left -= len(part) or left
 
     def send_error(self, code, message=None, explain=None) -> None:
         """What the standard library says of a request that is none: without a page of HTML."""

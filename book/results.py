@@ -8,8 +8,10 @@ Two parts, of which what is there already is not made again:
                 trained model as STAGE.svg, what the recurrent ones hear of the tokens before as
                 gradients.svg, and the diagrams of the short articles
 
-A stage whose result is of the settings that its command has today is done (--fresh makes it anew);
-a run that was stopped is gone on with. The runs stay in runs/book, for the pictures need them.
+A stage is done whose result is of the settings, the code and the parameters that its command has
+today. --fresh makes it anew; what was stopped is gone on with, without that flag. The runs stay in
+runs/book, for the pictures need them; state.json beside them says of which code they are, and what
+of --fresh is still to be done.
 
 The articles hold these numbers: fill them in anew when they change (python -m book.marks). The
 tables of benchmarks are of benchmarks/results, whose scripts need clones of the projects that we
@@ -18,6 +20,7 @@ are measured beside, and are not made here.
 
 import argparse
 import datetime
+import hashlib
 import json
 import shutil
 import sys
@@ -26,9 +29,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import data
+import nanogpt
 import sample
 import train
+from book import clone
 from data import cli, runs
+from makemore import diff
 from nanogpt import STAGES
 from nanogpt.settings import make_parser as settings_parser
 from nanogpt.settings import settle
@@ -57,33 +63,86 @@ def settings_of(flags: list[str]) -> dict:
     return asdict(config) | {"fingerprint": runs.fingerprint(dataset.splits)}
 
 
+def model_of(stage: str, settings: dict) -> dict:
+    """What tells the model of today from one that was made by other code: its parameters, and a
+    hash of the lines of its file that are code."""
+    how = settings["tokenizer"], settings["vocab_size"]
+    tokenizer = data.make_tokenizer(*how, data.load(settings["data"], settings["lines"]).splits)
+    sizes = (tokenizer.vocab_size, settings["block_size"])
+    model = nanogpt.build(stage, *sizes, settings["backend"], **settings["sizes"])
+    code = "\n".join(diff.code_of(diff.source(stage, settings["backend"])))
+    return {"parameters": sum(p.numel() for p in model.parameters()),
+            "code": hashlib.sha256(code.encode()).hexdigest()}
+
+
 def agrees(saved: dict, settings: dict) -> bool:
     """Whether a run had these settings."""
     return {name: saved.get(name) for name in settings} == settings
 
 
-def state_of(run: Path, settings: dict) -> str:
-    """"done", "stopped" or, for no run or one with other settings, "none"."""
-    try:
-        saved = json.loads((run / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+def is_done(row: dict, settings: dict, model: dict) -> bool:
+    """Whether a stage's result is of today. One from before code was noted: by its parameters."""
+    made = {"parameters": row["parameters"], "code": row.get("code", model["code"])}
+    return agrees(row["settings"], settings) and made == model
+
+
+def state_of(run: Path, settings: dict, model: dict, code: str | None) -> str:
+    """"done", "stopped" or, for no run or one with other settings or of another model, "none".
+
+    code: the hash of what the run was begun with, if that is known.
+    """
+    saved = read(run / "config.json")
+    if not agrees(saved, settings) or code not in (None, model["code"]):
         return "none"
-    if not agrees(saved, settings):
-        return "none"
-    if (run / "result.json").is_file() and (run / "best.pt").is_file():
-        return "done"
+    if (result := read(run / "result.json")) and (run / "best.pt").is_file():
+        return "done" if result["parameters"] == model["parameters"] else "none"
     return "stopped" if (run / "last.pt").is_file() else "none"
 
 
-def trained(stage: str, settings: dict, run: Path, fresh: bool) -> None:
+def read(path: Path) -> dict:
+    """A JSON file; {} where there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+class State:
+    """What state.json says of the folder of the runs, written whenever it changes.
+
+    code: of each stage the hash of the code that its run was begun with. fresh: the stages that are
+    still to be made anew, and of each whether its new run has "begun".
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "state.json"
+        saved = read(self.path)
+        self.code: dict[str, str] = saved.get("code", {})
+        self.fresh: dict[str, bool] = saved.get("fresh", {})
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(self.path, {"code": self.code, "fresh": self.fresh})
+
+    def begin(self, stage: str, code: str) -> None:
+        self.code[stage] = code
+        if stage in self.fresh:
+            self.fresh[stage] = True
+        self.write()
+
+
+def trained(stage: str, settings: dict, model: dict, state: State) -> None:
     """See to it that the run folder holds a finished run. Errors as of train.py."""
-    state = "none" if fresh else state_of(run, settings)
-    if state == "done":
+    run = state.path.parent / stage
+    anew = state.fresh.get(stage) is False
+    found = "none" if anew else state_of(run, settings, model, state.code.get(stage))
+    if found == "done":
         print(f"{run} holds it already")
-    elif state == "stopped":
+    elif found == "stopped":
         train.resume_run(settings_parser().parse_args([f"--resume={run}"]))
     else:
         shutil.rmtree(run, ignore_errors=True)
+        state.begin(stage, model["code"])
         train.new_run(settings_parser().parse_args([*command(stage), f"--out={run}"]))
 
 
@@ -128,17 +187,24 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
     """
     path = folder / "ladder.json"
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {"stages": {}}
-    done = results["stages"]
+    done, state = results["stages"], State(kept)
+    if fresh:
+        state.fresh |= dict.fromkeys(stages, False)
+        state.write()
     for number, stage in enumerate(stages, 1):
         say = f"[{number} of {len(stages)}] {stage}"
         settings = settings_of(command(stage))
-        if stage in done and agrees(done[stage]["settings"], settings) and not fresh:
+        model = model_of(stage, settings)
+        old = stage not in done or not is_done(done[stage], settings, model)
+        if not old and stage not in state.fresh:
             print(f"{say}: done on {done[stage]['about']['date']}; --fresh makes it anew")
             continue
         print(f"\n{say}: python train.py {' '.join(command(stage))}", flush=True)
         began = time.monotonic()
-        trained(stage, settings, kept / stage, fresh)
+        trained(stage, settings, model, state)
         done[stage] = summary(kept / stage, settings)
+        if stage in state.code:  # else the run is from before code was noted
+            done[stage]["code"] = state.code[stage]
         results["about"] = done[stage]["about"]
         print(f"{say}: {time.monotonic() - began:.0f} s", flush=True)
     results["stages"] = {stage: done[stage] for stage in STAGES if stage in done}
@@ -146,7 +212,12 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
     results["data"] = {source: sizes(source) for source in sets}
     order = ("about", "data", "stages")
     runs.write_json(path, {name: results[name] for name in order})
+    if state.fresh:
+        state.fresh = {stage: begun for stage, begun in state.fresh.items() if stage not in stages}
+        state.write()
     print(f"\n{table(results['stages'])}\nIn {path}.")
+    if state.fresh:
+        print(f"Still to be made anew: {', '.join(state.fresh)} (python -m book.results).")
 
 
 def table(stages: dict[str, dict]) -> str:
@@ -158,29 +229,39 @@ def table(stages: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def amiss(run: Path, row: dict | None) -> str:
+    """Why a run is not to be drawn beside a stage's row in ladder.json, or "": it is what the row
+    tells of."""
+    result = read(run / "result.json")
+    if not result or not (run / "best.pt").is_file():
+        return f"no finished run in {run} to draw; --parts ladder --fresh makes it"
+    if not row or row["val_loss"] != result["val_loss"]:
+        return f"{run} is another run than that in ladder.json; --parts ladder --fresh makes both"
+    return ""
+
+
 def pictures(stages: list[str], folder: Path, kept: Path) -> None:
-    """Draw what is inside of the trained models."""
+    """Draw what is inside of the trained models, those of which ladder.json tells."""
     from book import diagrams, figures  # matplotlib is slow to import, and ladder does without
 
+    every = read(folder / "ladder.json").get("stages", {})
     for number, stage in enumerate(stages, 1):
         say, path = f"[{number} of {len(stages)}] {stage}", folder / f"{stage}.svg"
-        if not (kept / stage / "best.pt").is_file():
-            print(f"{say}: no run in {kept / stage} to draw; --parts ladder --fresh makes it")
+        if fault := amiss(kept / stage, every.get(stage)):
+            print(f"{say}: {fault}")
             continue
         began = time.monotonic()
         figures.draw(stage, *sample.load_run(kept / stage), path)
         print(f"{say}: {time.monotonic() - began:.0f} s, in {path}", flush=True)
-    whole = all((kept / stage / "best.pt").is_file() for stage in RECURRENT)
+    whole = not any(amiss(kept / stage, every.get(stage)) for stage in RECURRENT)
     if whole and set(RECURRENT) & set(stages):
         loaded = {stage: sample.load_run(kept / stage) for stage in RECURRENT}
         models = {stage: model for stage, (model, _) in loaded.items()}
         tokenizer = loaded[RECURRENT[0]][1]  # all are trained on the same names
         figures.gradients(models, tokenizer, folder / "gradients.svg")
         print(f"gradients of {', '.join(RECURRENT)}: in {folder / 'gradients.svg'}", flush=True)
-    path = folder / "ladder.json"
-    if path.is_file():
-        every = json.loads(path.read_text("utf-8"))["stages"]
-        names = {stage: result for stage, result in every.items() if result["data"] == "names"}
+    names = {stage: result for stage, result in every.items() if result["data"] == "names"}
+    if names:
         figures.ladder(names, folder / "ladder.svg")
         print(f"losses of {', '.join(names)}: in {folder / 'ladder.svg'}", flush=True)
     diagrams.draw_all(folder)
@@ -195,7 +276,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE",
                         default=list(STAGES), help="default all; others stay as they are")
     parser.add_argument("--fresh", action="store_true",
-                        help="train anew what is there already; runs that were stopped too")
+                        help="train anew what is there already; stopped, go on without this flag")
     parser.add_argument("--out", type=Path, default=ROOT / "book/results", metavar="DIR",
                         help="of the results (default book/results)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/book", metavar="DIR",
@@ -217,6 +298,7 @@ def make(args: argparse.Namespace) -> None:
 
 def main() -> int:
     args = make_parser().parse_args()
+    clone.check()
     try:
         make(args)
     except train.Stopped as stopped:

@@ -21,6 +21,11 @@ def families() -> list[list[str]]:
     return [[*stages, *(stage + NUMPY for stage in BACKENDS["numpy"])], *pieces]
 
 
+def kinds() -> dict[str, list[str]]:
+    """What each family is called, and its names."""
+    return dict(zip(["stages", *diff.FAMILIES], families(), strict=True))
+
+
 def steps(family: list[str]) -> list[tuple[str, str]]:
     """Each to the next, and at the end what is in NumPy beside the same in PyTorch."""
     ladder = [name for name in family if not name.endswith(NUMPY)]

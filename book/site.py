@@ -16,13 +16,20 @@ from itertools import permutations
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from book import sides
-from book.markup import Rendered, lexed, render, spans
+from book import clone
 from data import cli
 from makemore import diff
+
+try:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from book import sides
+    from book.markup import Rendered, lexed, render, spans
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    cli.run(clone.missing(error))
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "book" / "site"
@@ -40,6 +47,7 @@ CHAPTERS = {  # those that exist, in the order of reading
     ],
 }
 PAGES = {"README.md": "about.html"}  # that do not lie where their files do
+SIGN = "diff/index.html"  # what a folder is known by that holds a book
 PICTURES = (".svg", ".png", ".jpg", ".gif")
 LISTED = (".md", ".py", ".json", ".tsv", ".jsonl", ".html", ".css", ".js", *PICTURES)
 LONGEST = 100_000  # characters of a file that its page shows
@@ -76,8 +84,14 @@ class Book:
         if target.startswith("book/results/") and not (ROOT / target).exists():
             self.undrawn.append(target)
             return ""
-        if target.startswith("..") or not (ROOT / target).exists():
-            self.faults.append(f"{file} links to {href}, which does not exist")
+        fault = ""
+        if target.split("/")[0] in ("..", ""):  # its page would lie outside of the book
+            fault = "outside of the project"
+        elif not (ROOT / target).exists():
+            fault = "which does not exist"
+        if fault:
+            self.faults.append(f"{file} links to {href}, {fault}")
+            return href
         self.wanted.setdefault(target)
         return relative(address(target), address(file)) + (f"#{anchor}" if anchor else "")
 
@@ -104,10 +118,16 @@ class Book:
         }
         return {part: pages for part, pages in parts.items() if pages}
 
-    def read(self, file: str) -> Rendered:
-        """An article. ValueError: it has an equation that cannot be read, or no title."""
+    def read(self, file: str, named: bool = False) -> Rendered:
+        """An article. ValueError: it has an equation that cannot be read, or no title.
+
+        named: where it has no title it gets the name of its file.
+        """
+        text = (ROOT / file).read_text("utf-8")
         try:
-            article = render((ROOT / file).read_text("utf-8"), lambda href: self.link(href, file))
+            article = render(text, lambda href: self.link(href, file))
+            if not article.title and named:
+                article = render(f"# {file}\n\n{text}", lambda href: self.link(href, file))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         if not article.title:
@@ -168,7 +188,7 @@ def write_article(book: Book, file: str, article: Rendered, before, after) -> No
 def write_diffs(book: Book) -> None:
     """A page for every two stages, and every two pieces of a kind, in both directions."""
     families = sides.families()
-    book.write("diff/index.html", "pairs.html", title="Compare", families=families)
+    book.write(SIGN, "pairs.html", title="Compare", kinds=sides.kinds())
     for family in families:
         steps = sides.steps(family)
         for before, after in permutations(family, 2):
@@ -223,7 +243,7 @@ def write_wanted(book: Book) -> None:
                 (book.out / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, book.out / file)
             elif file.endswith(".md") and path.is_file():
-                write_article(book, file, book.read(file), None, None)
+                write_article(book, file, book.read(file, named=True), None, None)
             elif path.is_file():
                 text = path.read_text("utf-8", errors="replace")
                 book.write(address(file), "source.html", title=file, file=file,
@@ -252,11 +272,15 @@ def said(path: Path) -> str:
 
 def prepare(out: Path) -> None:
     """An empty folder. ValueError: there is something else in it."""
+    own, asked = TEMPLATES.resolve(), out.resolve()
+    if own.is_relative_to(asked) or asked.is_relative_to(own):
+        raise ValueError(f"{out} holds what the book is made of; choose another --out.")
     if out.is_dir() and any(out.iterdir()):
-        if not (out / STATIC[0]).is_file():
+        if not all((out / name).is_file() for name in (STATIC[0], SIGN)):
             raise ValueError(f"{out} is not empty and holds no book; choose another --out.")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / SIGN).parent.mkdir(parents=True, exist_ok=True)
+    (out / SIGN).touch()  # from the beginning, so that a book that was stopped is known for one
     for name in STATIC:
         shutil.copyfile(TEMPLATES / name, out / name)
 
@@ -287,6 +311,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE",
                         help=argparse.SUPPRESS)
     args = parser.parse_args()
+    clone.check()
     for note in build(args.out, args.results):
         print(f"note: {note}", file=sys.stderr)
     print(f"{args.out / 'index.html'}")

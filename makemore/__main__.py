@@ -41,8 +41,9 @@ def ladder(root: Path, width: int) -> str:
         f"train one:     python train.py --model={(untrained or list(STAGES)[-1:])[0]}",
         "what changes:  python -m makemore diff rnn lstm    (from each to the next: diff alone)",
         "play with two: python sample.py --web",
-        "read it all:   make book",
     ]
+    if (diff.ROOT / "Makefile").is_file():  # not where the package alone is installed
+        lines.append("read it all:   make book")
     return "\n".join(lines)
 
 

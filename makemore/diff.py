@@ -72,6 +72,11 @@ def parameters(stage: str) -> int:
 
 
 def code_lines(text: str) -> int:
+    """How many lines of Python are neither blank, comment nor docstring."""
+    return len(code_of(text))
+
+
+def code_of(text: str) -> list[str]:
     """The lines of Python that are neither blank, comment nor docstring."""
     counted = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -81,7 +86,8 @@ def code_lines(text: str) -> int:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
             docstring = node.body[0]
             counted.difference_update(range(docstring.lineno, docstring.end_lineno + 1))
-    return len(counted)
+    lines = text.splitlines()
+    return [lines[number - 1] for number in sorted(counted)]
 
 
 def pairs(chosen: list[str]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import book
 import data
 import nanogpt
 import train
-from book import diagrams, marks, results, tables
+from book import clone, diagrams, marks, results, tables
 from makemore import __main__ as ladder
 from makemore import diff, stage_class
 
@@ -112,17 +113,18 @@ def test_all_markdown_of_the_project_is_looked_at():
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git repository")
-    assert {ROOT / name for name in listed.stdout.split()} <= set(marks.articles())
+    written = {ROOT / name for name in listed.stdout.split()
+               if not name.startswith("benchmarks/results/")}  # whose tables their scripts make
+    assert written <= set(marks.articles())
 
 
 @pytest.mark.parametrize("stage", nanogpt.STAGES)
 def test_the_results_are_of_what_the_bare_command_does(stage):
     found = json.loads(LADDER.read_text("utf-8"))["stages"][stage]
     settings = results.settings_of(results.command(stage))
-    assert results.agrees(found["settings"], settings), "run: python -m book.results"
-    model = nanogpt.build(stage, 30 if stage != "gpt" else vocabulary("tales"),
-                          settings["block_size"], **settings["sizes"])
-    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    model = results.model_of(stage, settings)
+    assert results.is_done(found, settings, model), "run: python -m book.results"
+    assert found["parameters"] == model["parameters"]
     about = found["about"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", about["date"])
     assert re.match("[0-9a-f]{40}", about["environment"]["commit"])
@@ -133,11 +135,6 @@ def test_the_results_are_of_what_the_bare_command_does(stage):
     assert list(seconds) == sorted(seconds) and losses[0] > min(losses)
     assert min(losses) == pytest.approx(found["val_loss"], rel=1e-3)
     assert found["samples"] and set(found["known_samples"]) <= set(found["samples"])
-
-
-def vocabulary(source):
-    texts = (text for part in data.load(source).splits.values() for text in part)
-    return data.CharTokenizer.train(texts).vocab_size
 
 
 # Marks
@@ -316,15 +313,22 @@ def test_tables_follow_their_results(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="needs .*nano.json, which is not there"):
         marks.table("nano")
     (tmp_path / "benchmarks/results").mkdir(parents=True)
-    for name in ("ladder", "without_torch", "nano", "text", "sampling"):
-        shutil.copy(ROOT / f"benchmarks/results/{name}.json", tmp_path / "benchmarks/results")
+    (tmp_path / "book/results").mkdir(parents=True)
+    files = {name: f"benchmarks/results/{name}.json"
+             for name in ("ladder", "without_torch", "nano", "text", "sampling")}
+    for file in [*files.values(), "book/results/ladder.json"]:
+        shutil.copy(ROOT / file, tmp_path / file)
+    files |= {"rungs": "book/results/ladder.json", "peers": files["ladder"]}
+    assert set(files) == set(tables.TABLES)
+    for name, file in files.items():
         table = marks.table(name)
         cells = {line.count("|") for line in table.splitlines()}
         assert len(cells) == 1 and table.splitlines()[1].startswith("| --- |")
-        path = tmp_path / f"benchmarks/results/{name}.json"
+        path = tmp_path / file
         text = path.read_text("utf-8")
         path.write_text(re.sub(r'(loss|ratio)": ', r'\g<0>9', text), "utf-8")
         assert marks.table(name) != table
+        path.write_text(text, "utf-8")
 
 
 # Results
@@ -392,6 +396,67 @@ def test_other_settings_and_fresh_train_anew(tiny, begun):
     assert begun == ["new_run"] * 3 and without_times(third) == without_times(first)
 
 
+def test_other_code_trains_anew(tiny, begun, tmp_path, monkeypatch):
+    """What is code, not what is said of it: in results, and in a run that waits to be taken in."""
+    source = diff.source
+    texts = {"code": source("rnn") + "\nMORE = 1\n", "said": source("rnn") + "\n# more\n"}
+    first = tiny("--stages", "rnn", "gru")
+    monkeypatch.setattr(diff, "source", lambda name, backend: texts["said"] if name == "rnn"
+                        else source(name, backend))
+    assert tiny("--stages", "rnn", "gru") == first and begun == ["new_run"] * 2
+    monkeypatch.setattr(diff, "source", lambda name, backend: texts["code"] if name == "rnn"
+                        else source(name, backend))
+    second = tiny("--stages", "rnn", "gru")["stages"]
+    assert begun == ["new_run"] * 3 and second["gru"] == first["stages"]["gru"]
+    assert second["rnn"]["code"] != first["stages"]["rnn"]["code"]
+    (tmp_path / "out/ladder.json").unlink()
+    monkeypatch.setattr(diff, "source", source)
+    third = tiny("--stages", "rnn", "gru")["stages"]
+    assert begun == ["new_run"] * 4 and third["gru"] == first["stages"]["gru"]
+    assert third["rnn"]["code"] == first["stages"]["rnn"]["code"]
+
+
+def test_results_from_before_code_was_noted_count_by_their_parameters(tiny, begun, tmp_path):
+    first = tiny("--stages", "rnn")
+    path = tmp_path / "out/ladder.json"
+    code = first["stages"]["rnn"].pop("code")
+    put(path, first)
+    (tmp_path / "runs/state.json").unlink()
+    assert tiny("--stages", "rnn") == first and begun == ["new_run"]
+    path.unlink()  # the run is from before too
+    assert tiny("--stages", "rnn") == first and begun == ["new_run"]
+    first["stages"]["rnn"]["parameters"] += 1
+    put(path, first)
+    put(tmp_path / "runs/rnn/result.json",
+        json.loads((tmp_path / "runs/rnn/result.json").read_text("utf-8")) | {"parameters": 1})
+    assert tiny("--stages", "rnn")["stages"]["rnn"]["code"] == code and begun == ["new_run"] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to a process of its own")
+def test_fresh_results_that_were_stopped_are_gone_on_with(tiny, begun, tmp_path, monkeypatch):
+    """The second of three is stopped: the first is taken over, the third is still made anew."""
+    stages = "--stages", "bigram", "rnn", "gru"
+    first = tiny(*stages)["stages"]
+
+    def batches(*args, **more):
+        give = BATCHES(*args, **more)
+        return lambda seed, step: (step == 3 and len(begun) == 5
+                                   and os.kill(os.getpid(), signal.SIGINT), give(seed, step))[1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "batches", batches)
+        with pytest.raises(train.Stopped):
+            tiny(*stages, "--fresh")
+    assert tiny("--stages", "mlp")["stages"]["rnn"] == first["rnn"]  # others stay as they are
+    second = tiny(*stages)["stages"]
+    assert begun == ["new_run"] * 6 + ["resume_run", "new_run"]
+    for stage in ("bigram", "rnn", "gru"):
+        made = json.loads((tmp_path / "runs" / stage / "result.json").read_text("utf-8"))
+        assert second[stage]["seconds"] == made["seconds"]
+        assert without_times(second[stage]) == without_times(first[stage])
+    assert tiny(*stages)["stages"] == second and len(begun) == 8
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to a process of its own")
 def test_stopped_results_go_on_where_they_were(tiny, begun, command, tmp_path, monkeypatch):
     never = tiny("--stages", "lstm")["stages"]["lstm"]
@@ -437,7 +502,8 @@ def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, ca
     drawn = []
     pen = SimpleNamespace(
         draw=lambda stage, model, tokenizer, path: drawn.append((stage, type(model), path.name)),
-        gradients=lambda models, tokenizer, path: drawn.append((*models, path.name)))
+        gradients=lambda models, tokenizer, path: drawn.append((*models, path.name)),
+        ladder=lambda rows, path: drawn.append((*rows, path.name)))
     monkeypatch.setattr(book, "figures", pen, raising=False)
     monkeypatch.setattr(diagrams, "draw_all", lambda folder: drawn.append((folder.name,)))
     tiny("--stages", "bigram", "rnn")
@@ -450,11 +516,67 @@ def test_pictures_are_of_the_runs_that_are_there(tiny, tmp_path, monkeypatch, ca
     draw("bigram", "mlp", "rnn")
     assert drawn == [("bigram", stage_class("bigram"), "bigram.svg"),
                      ("rnn", stage_class("rnn"), "rnn.svg"), ("out",)]
-    assert f"mlp: no run in {tmp_path / 'runs' / 'mlp'}" in capsys.readouterr().out
+    assert f"mlp: no finished run in {tmp_path / 'runs' / 'mlp'}" in capsys.readouterr().out
+    path = tmp_path / "out/ladder.json"
+    ladder = json.loads(path.read_text("utf-8"))
     for stage in ("lstm", "gru"):  # what is in a run's folder counts, not its name
         shutil.copytree(tmp_path / "runs/rnn", tmp_path / "runs" / stage)
+        ladder["stages"][stage] = ladder["stages"]["rnn"]
+    put(path, ladder)
     drawn.clear()
     draw("bigram")
     draw("gru")
     assert drawn[2:] == [("gru", stage_class("rnn"), "gru.svg"),
                          ("rnn", "lstm", "gru", "gradients.svg"), ("out",)]
+    ladder["stages"]["lstm"] = ladder["stages"]["lstm"] | {"val_loss": 1.0, "data": "names"}
+    put(path, ladder)
+    (tmp_path / "runs/gru/result.json").unlink()
+    drawn.clear()
+    capsys.readouterr()
+    draw("rnn", "lstm", "gru")
+    assert drawn == [("rnn", stage_class("rnn"), "rnn.svg"), ("lstm", "ladder.svg"), ("out",)]
+    said = capsys.readouterr().out
+    assert f"lstm: {tmp_path / 'runs/lstm'} is another run than that in ladder.json" in said
+    assert f"gru: no finished run in {tmp_path / 'runs/gru'}" in said
+
+
+# Where the package alone is installed
+
+
+def test_without_a_clone_there_is_a_sentence(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(clone, "ROOT", tmp_path)
+    for main in (marks.main, results.main, clone.missing(ImportError(name="jinja2"))):
+        assert "this works in a clone of the project." in refusal(main)
+
+
+def test_without_the_extra_packages_the_book_says_what_to_install(refusal):
+    said = refusal(clone.missing(ImportError(name="jinja2")))
+    assert "jinja2" in said and "pip install" in said
+
+
+@pytest.mark.parametrize("module", ("marks", "results", "site"))
+def test_an_installed_package_ends_in_a_sentence(tmp_path, module):
+    """No more than what is packaged, and none of the packages of the book."""
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    for name in packaged["packages"]:
+        folder = name.replace(".", "/")
+        (tmp_path / folder).mkdir(parents=True)
+        for path in (ROOT / folder).iterdir():
+            if path.is_file():
+                shutil.copy(path, tmp_path / folder)
+    for name in packaged["py-modules"]:
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    code = ("import runpy, sys; sys.modules['jinja2'] = None; sys.argv = ['x']; "
+            f"runpy.run_module('book.{module}', run_name='__main__', alter_sys=True)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: this works in a clone of the project.\n"
+
+
+def test_the_table_names_the_book_where_it_can_be_made(monkeypatch, tmp_path):
+    assert "read it all:   make book" in ladder.ladder(tmp_path, 200)
+    for module in (diff, ladder):  # which read the stages' files in that folder too
+        monkeypatch.setattr(module, "source", lambda name: '"""In it position t knows x."""\n')
+    monkeypatch.setattr(diff, "ROOT", tmp_path)
+    assert "make book" not in ladder.ladder(tmp_path, 200)

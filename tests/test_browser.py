@@ -8,6 +8,7 @@ SIZES = [(380, 800), (1400, 900)]
 KINDS = [  # a page of each kind
     "index.html", "about.html", "kernels/attention.html", "diff/index.html",
     "diff/rnn-to-lstm.html", "makemore/rnn.py.html", "makemore/index.html",
+    "makemore/transformer.html", "nanogpt/gpt.html", "book/sampling.html",
 ]
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 CONTRAST = {"type": "rule", "values": ["color-contrast"]}

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,8 +21,8 @@ SMALL = dict(layers=2, heads=2, width=8, context=3, embed=4)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server with a small untrained run of every stage; gpt on a text, the others on lines."""
+def root(tmp_path_factory):
+    """A small untrained run of every stage; gpt on a text, the others on lines."""
     import torch
 
     root = tmp_path_factory.mktemp("play") / "runs"
@@ -39,14 +40,28 @@ def server(tmp_path_factory):
             "config": config, "tokenizer": tokenizer.to_dict(), "model": model.state_dict(),
             "progress": {"val_loss": 2.5},
         })
-    args = sample.make_parser().parse_args(["--web", "--device=cpu", "--top-p=0.9"])
+    return root
+
+
+@contextmanager
+def serving(root, *flags):
+    """A server of these runs, until the end or until it is shut down."""
+    args = sample.make_parser().parse_args(["--web", "--device=cpu", *flags])
     server = play.Server(play.Shelf(args, root))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield server
-    server.shutdown()
-    server.close()
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    with serving(root, "--top-p=0.9") as server:
+        yield server
 
 
 @pytest.fixture
@@ -296,10 +311,45 @@ def test_the_keyboard_reaches_everything(opened):
             "CANVAS"} <= reached
 
 
-def test_a_server_that_has_gone(page, server):
+def test_what_was_given_on_the_command_line_is_what_is_asked_for(page, root):
+    """Between the steps of a slider and beyond its ends; one that is moved goes by hundredths."""
+    given = {"temperature": 3.777, "top_p": 0.01234, "top_k": 123456, "seed": 2**53 - 1}
+    asked = []
+    page.on("request", lambda request: request.post_data and asked.append(
+        json.loads(request.post_data)))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    with serving(root, *flags) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        settle(page)
+        assert asked and all(body[name] == given[name] for body in asked for name in given)
+        assert page.locator("#temperature-value").inner_text() == "3.777"
+        assert page.locator("#top_p-value").inner_text() == "0.01234"
+        page.get_by_role("button", name="Sample both").click()
+        settle(page)
+        assert asked[-1] | given == asked[-1] and "num" in asked[-1]
+        page.locator("#temperature").focus()
+        page.keyboard.press("ArrowLeft")
+        settle(page)
+        moved = asked[-1]["temperature"]
+        assert 3 < moved < 3.777 and moved == round(moved, 2)
+
+
+def test_a_server_that_has_gone(chromium, root):
     """A sentence on the page; the console says of itself that the connection failed."""
-    page.goto(f"http://127.0.0.1:{server.server_port}/")
-    settle(page)
-    page.route("**/look", lambda route: route.abort("aborted"))
+    context = chromium.new_context()
+    context.set_default_timeout(60_000)
+    page, said = context.new_page(), []
+    context.on("console", lambda message: said.append(message.text))
+    context.on("weberror", lambda error: said.append(str(error.error)))
+    with serving(root) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        settle(page)
+        assert not said
     type_in(page, "ab")
+    for error in page.locator(".error").all():
+        assert "is it still running" in error.inner_text()
+    page.get_by_role("button", name="Sample both").click()
+    settle(page)
     assert "is it still running" in page.locator(".error").first.inner_text()
+    assert said and all("ERR_CONNECTION_REFUSED" in text for text in said)
+    context.close()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,18 @@ def test_a_new_run_is_offered_when_the_page_is_loaded_again(server, root):
     assert send(server, "POST", "/look", {"run": "later"})[0] == 404  # gone, and no crash
     (root / "later").rmdir()
     send(server, "GET", "/runs")
+
+
+def test_a_run_that_goes_while_the_runs_are_listed(server, monkeypatch):
+    read, settings_of = [], play.settings_of
+
+    def once(run):
+        read.append(run)
+        return settings_of(run) if read.count(run) == 1 else None
+
+    monkeypatch.setattr(play, "settings_of", once)
+    offered = json.loads(send(server, "GET", "/runs")[1])["runs"]
+    assert {run["name"] for run in offered} == {*EVERY, "book/rnn"} == set(server.shelf.known)
 
 
 @each_run
@@ -410,6 +423,21 @@ def test_both_of_its_names_are_its_own(server):
         assert send(server, "POST", "/look", {"run": "rnn"}, Origin=origin)[0] == 200
 
 
+def test_the_port_that_browsers_leave_out(server, monkeypatch):
+    monkeypatch.setattr(play, "DEFAULT_PORT", server.server_port)
+    with monkeypatch.context() as patched:
+        patched.setattr(play.socketserver.TCPServer, "server_bind", lambda one: one.server_address)
+        patched.setattr(play.socketserver.TCPServer, "server_activate", lambda one: None)
+        other = play.Server(server.shelf, server.server_port)
+    other.close()
+    assert {"localhost", "127.0.0.1"} < other.hosts
+    monkeypatch.setattr(server, "hosts", other.hosts)
+    for name in ("localhost", "127.0.0.1"):
+        origin = f"http://{name}"
+        assert send(server, "POST", "/look", {"run": "rnn"}, Host=name, Origin=origin)[0] == 200
+    assert send(server, "GET", "/runs", Host="evil.example")[0] == 403
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:{}", ""])
 def test_pages_from_elsewhere_are_refused(server, origin):
     origin = origin.format(server.server_port)
@@ -505,6 +533,59 @@ def test_whatever_is_sent_it_answers(server):
                 pass
     assert whole(server, run="rnn", prompt="a", length=5)[1]["tokens"] >= 1
     assert server.places._value == play.PLACES
+
+
+def test_who_sends_a_byte_at_a_time_is_cut_off(server, monkeypatch):
+    """In the middle of the first line, of the headers and of the body, though none waits long."""
+    monkeypatch.setattr(play, "PATIENCE", 0.3)
+    host = f"Host: 127.0.0.1:{server.server_port}\r\n".encode()
+    head = host + b"Content-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+    headers = b"GET / HTTP/1.0\r\n" + host + b"X: "
+    for begin in (b"GET /", headers, b"POST /look HTTP/1.0\r\n" + head):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as link:
+            link.sendall(begin)
+            link.settimeout(0.02)
+            assert not trickle(link)
+    eventually(lambda: server.threads._value == play.THREADS)
+    assert send(server, "GET", "/runs")[0] == 200
+
+
+def test_who_is_refused_and_goes_on_sending_is_cut_off(server, monkeypatch):
+    monkeypatch.setattr(play, "DRAIN", 0.3)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as link:
+        link.sendall(b"POST /look HTTP/1.0\r\nHost: evil.example\r\n\r\n")
+        link.settimeout(0.02)
+        assert trickle(link).startswith(b"HTTP/1.0 403")
+    eventually(lambda: server.threads._value == play.THREADS)
+
+
+def trickle(link):
+    """What comes while a byte is sent every now and then, until the server hangs up."""
+    come = b""
+    for _ in range(3000):
+        try:
+            link.sendall(b"a")
+            come += link.recv(4096)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return come
+        time.sleep(0.02)
+    raise AssertionError("it went on listening")
+
+
+def test_more_connections_than_threads_wait_or_are_cut_off(server, monkeypatch):
+    monkeypatch.setattr(play, "PATIENCE", 60)
+    idle = [socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+            for _ in range(play.THREADS)]
+    eventually(lambda: server.threads._value == 0)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as link:
+        with suppress(ConnectionResetError):
+            assert link.recv(1) == b""  # its second is over
+    for link in idle:
+        link.close()
+    eventually(lambda: server.threads._value == play.THREADS)
+    assert send(server, "GET", "/runs")[0] == 200
 
 
 # Many at once
@@ -638,7 +719,9 @@ def test_a_run_that_was_trained_on_is_read_again(server, root):
     (["--web", "--compile"], "--compile"),
     (["--web", "--port=70000"], "--port"), (["--port=8000"], "--web"),
     (["--web", "--run=nowhere"], "nowhere"), (["--run=a", "--run=b"], "--web"),
-    (["--web", "--temperature=-1"], "--temperature"),
+    (["--web", "--temperature=-1"], "--temperature"), (["--web", "--temperature=101"], "to 100"),
+    (["--web", "--top-k=1000001"], "--top-k"), (["--web", "--top-p=1e-7"], "--top-p"),
+    (["--web", f"--seed={2**53}"], "--seed"),
 ])
 def test_what_does_not_go_together_gets_a_sentence(refusal, flags, word):
     assert word in refusal(sample.main, *flags)

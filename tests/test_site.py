@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -167,6 +168,8 @@ def test_every_two_of_a_family_have_a_page(book):
     assert {"bigram-numpy", "mlp-numpy", "gpt", *diff.STAGES} == set(families[0])
     count = sum(len(family) * (len(family) - 1) for family in families)
     assert len(list(book.glob("diff/*-to-*.html"))) == count
+    index = (book / site.SIGN).read_text("utf-8")
+    assert re.findall("<h2>(.*?)</h2>", index) == ["Stages", *map(str.capitalize, diff.FAMILIES)]
     html = (book / "diff/rnn-to-lstm.html").read_text("utf-8")
     assert [*re.findall('<option value="(.*?)"', html)] == 2 * families[0]
     assert re.findall('<option value="(.*?)" selected', html) == ["rnn", "lstm"]
@@ -249,12 +252,59 @@ def test_links_lead_to_pages(tmp_path):
     assert book.link("https://example.org/a.md", at) == "https://example.org/a.md"
     assert book.link("../book/results/no.svg", at) == ""
     assert not book.faults and book.undrawn == ["book/results/no.svg"]
-    book.link("../../etc/passwd", at)
+    wanted = dict(book.wanted)
     book.link("no.py", at)
-    assert len(book.faults) == 2 and "makemore/rnn.md links to no.py" in book.faults[1]
+    assert book.faults == ["makemore/rnn.md links to no.py, which does not exist"]
+    assert book.wanted == wanted
+
+
+def test_a_table_without_a_title_gets_that_of_its_file(book):
+    html = (book / "benchmarks/results/space-sm90.html").read_text("utf-8")
+    assert re.search("<h1.*?>benchmarks/results/space-sm90.md", html) and "<table>" in html
+
+
+def test_no_page_is_written_outside_of_the_book(tmp_path, monkeypatch, refusal):
+    project, out = tmp_path / "a/project", tmp_path / "b/site"
+    project.mkdir(parents=True)
+    notes = tmp_path / "a/notes.md"
+    notes.write_text("# Mine\n")
+    links = ("../notes.md", "makemore/../../notes.md", "%2e%2e/notes.md", str(notes), "..")
+    readme = "# A\n\n" + "\n".join(f"[x]({link})" for link in links)
+    (project / "README.md").write_text(readme, "utf-8")
+    monkeypatch.setattr(site, "ROOT", project)
+    monkeypatch.setattr(site, "write_diffs", lambda book: None)
+    monkeypatch.setattr(site, "write_front", lambda book: None)
+    said = refusal(site.main, f"--out={out}")
+    for link in links:
+        assert f"README.md links to {link}, outside of the project" in said
+    files = {path for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert files == {notes, project / "README.md"}
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, refusal):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "holds no book" in refusal(site.main, f"--out={tmp_path}")
+    (tmp_path / "book.css").write_text("of another book")
+    assert "holds no book" in refusal(site.main, f"--out={tmp_path}")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("out", ["", "below", "..", "../.."])
+def test_what_the_book_is_made_of_is_left_alone(tmp_path, monkeypatch, refusal, out):
+    templates = tmp_path / "project/book/templates"
+    shutil.copytree(site.TEMPLATES, templates)
+    monkeypatch.setattr(site, "TEMPLATES", templates)
+    for folder in (templates / out, templates):  # even where it looks like a book
+        (folder / "diff").mkdir(parents=True, exist_ok=True)
+        (folder / "diff/index.html").touch()
+        (folder / "book.css").touch()
+    assert "what the book is made of" in refusal(site.main, f"--out={templates / out}")
+    assert (templates / "base.html").is_file()
+
+
+def test_a_book_is_made_anew_even_one_that_was_stopped(tmp_path):
+    out = tmp_path / "site"
+    site.prepare(out)
+    (out / "old.html").touch()
+    site.prepare(out)
+    assert not (out / "old.html").exists() and (out / "book.css").is_file()
