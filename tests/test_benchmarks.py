@@ -268,7 +268,7 @@ def test_no_part_is_in_the_way_of_another(command, tmp_path, monkeypatch):
 
     made = {"bad": part("bad", 60), "long": part("long", 9999), "good": part("good", 60)}
     monkeypatch.setattr(gpu, "parts", lambda args: made)
-    days = iter(f"2026-01-02 00:00:0{second}" for second in range(9))
+    days = iter(f"2026-01-02 00:00:{second:02}" for second in range(60))
 
     class Clock(gpu.datetime.datetime):
         @classmethod
@@ -301,7 +301,8 @@ def test_what_another_gpu_did_is_not_done(tmp_path, monkeypatch):
     done = {"bits": {"state": "done", "seconds": 1.0, "date": "2026-01-02"}}
     (results / "gpu.json").write_text(json.dumps(there | {"parts": done}), "utf-8")
     assert gpu.begun(results, there) == done and gpu.begun(results, here) == {}
-    for name, about, copied in (("new", here, set()), ("same", there, {"gpu.json", "training.json"})):
+    both = {"gpu.json", "training.json"}
+    for name, about, copied in (("new", here, set()), ("same", there, both)):
         folder = tmp_path / name
         folder.mkdir()
         gpu.take_over(folder, about)
@@ -310,8 +311,8 @@ def test_what_another_gpu_did_is_not_done(tmp_path, monkeypatch):
 
 def test_a_training_goes_on_where_it_ended():
     about = {"date": "2026-01-02", "gpu": "this one", "steps": 30}
-    rows = [{"contender": "nanoGPT", "batch": 32}, {"contender": "gpt2", "batch": 32, "failed": "x"},
-            {"contender": "modern", "batch": 8}]
+    rows = [{"contender": "nanoGPT", "batch": 32}, {"contender": "modern", "batch": 8},
+            {"contender": "gpt2", "batch": 32, "failed": "out of memory"}]
     result = about | {"rows": rows}
     assert training.found_before(result, about, 32) == {"nanoGPT": rows[0]}
     assert set(training.found_before(result, about, None)) == {"nanoGPT", "modern"}
