@@ -13,7 +13,7 @@ import torch
 import train
 from benchmarks import attention, bits, gpu, kernels, sampling, shakespeare_char, timing, training
 
-pytest.importorskip("triton", reason="the kernels need Triton")
+triton = pytest.importorskip("triton", reason="the kernels need Triton")
 ROOT = Path(__file__).parent.parent
 
 
@@ -51,6 +51,15 @@ def test_attention_at_a_toy_size(tmp_path):
     rows, failed = rows_of(out, "decode")
     assert {row["contender"] for row in rows} >= {"ours", "naive"} and "ours" not in failed
     assert all(row["error"] < 1e-5 and row["bandwidth"] > 0 for row in rows)
+
+
+def test_a_tuned_result_names_its_configurations(monkeypatch, tmp_path):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    (tmp_path / "rungs.json").write_text('{"forward": {"BLOCK_T": 64}}', "utf-8")
+    monkeypatch.delenv("RUNGS_AUTOTUNE", raising=False)
+    assert attention.tuned() == {}
+    monkeypatch.setenv("RUNGS_AUTOTUNE", "1")
+    assert attention.tuned() == {"tuned": {"forward": {"BLOCK_T": 64}}}
 
 
 def test_small_kernels_at_a_toy_size(tmp_path):
