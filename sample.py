@@ -344,7 +344,7 @@ def warm_up(model: LanguageModel, prompts: list[list[int]], length: int) -> Call
     try:
         step = compile_step(model)
         drawn = generate(model, prompts, length, stop=None, step=step)
-        for _ in islice(drawn, len(prompts) + 1):  # into the first step after the prompts
+        for _ in islice(drawn, 3 * len(prompts)):  # two steps: a GPU's second becomes its graph
             pass
     except Exception as error:  # whatever the compiler throws, sampling can go on without it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -13,6 +13,8 @@ the gradients of q, k and v, in the first head, against float64.
 --decode: one query to a cache, 32 heads that share 8 of keys and values, 128 wide: what counts is
 how fast the cache is read, here as a share of the speed of a large copy on the same GPU.
 
+RUNGS_AUTOTUNE=1 in the environment: ours in the fastest configuration, which the result names.
+
 Without a GPU: what is to be computed and moved at least. --toy: both of it at a toy size, on the
 CPU, ours in Triton's interpreter; its times mean nothing.
 """
@@ -254,6 +256,14 @@ def plot(rows: list[dict], path: Path) -> None:
     runs.save_figure(figure, path)
 
 
+def tuned() -> dict:
+    """With RUNGS_AUTOTUNE=1 the configurations that were found fastest, by what they are for."""
+    from kernels import launch
+
+    found = launch.read(launch.place_of_choices()) if launch.tuning() else None
+    return {} if found is None else {"tuned": found}
+
+
 def main() -> None:
     title = __doc__.split("\n")[0]
     parser = cli.Parser(prog="python -m benchmarks.attention", description=title)
@@ -285,7 +295,7 @@ def main() -> None:
     about = timing.about(device)
 
     def keep(name: str, rows: list[dict]) -> None:
-        timing.save(out, name, about | {"rows": rows})
+        timing.save(out, name, about | tuned() | {"rows": rows})
 
     if not args.decode or args.toy:
         rows = measure(args, device, functools.partial(keep, "passes"))

@@ -2,7 +2,8 @@
 
     python -m benchmarks.bits [--times 10] [--toy]
 
-In bfloat16, at a size that fills a GPU. --toy: small, in float32, in Triton's interpreter.
+In bfloat16, at a size that fills a GPU. --toy: small, on the CPU: the kernels in float32, in
+Triton's interpreter, and the step of training on PyTorch's own operations instead of them.
 """
 
 import os

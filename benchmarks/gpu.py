@@ -3,10 +3,11 @@
     python -m benchmarks.gpu [--nanogpt CLONE] [--transformers] [--minutes 9.5] [--out FOLDER]
 
 The parts are done in order, or those of --parts. Each has a limit of time; one that fails or
-outlasts it is reported, and the rest are done. What is done already, as gpu.json in the folder
-says, is not done again: so the same command goes on where the last one ended, and with --minutes
-each call ends in time. --again does it anew. Results lie in the folder, one file a script; gpu.log
-has all that was printed. What to expect, and why, is in benchmarks/results/GPU.md.
+outlasts it is reported, and the rest are done. What is done already on this GPU, as gpu.json in the
+folder says, is not done again: so the same command goes on where the last one ended, first with
+what was never tried, and with --minutes each call ends in time. --again does it anew, the oldest
+first. Results lie in the folder, one file a script; gpu.log has all that was printed. What to
+expect, and why, is in benchmarks/results/GPU.md.
 
 --toy: every part to its end on a CPU, at toy sizes, in a few minutes where nothing else runs.
 """
@@ -66,18 +67,22 @@ def parts(args: argparse.Namespace) -> dict[str, Part]:
 
     cases = ["--widths", "128", "64", "--lengths", "2048", "4096", "8192", "16384", "--rounds=10"]
     decode = [] if args.toy else ["--decode"]  # the toy has it all in one
+    again = ["--again"] * args.again
+    tuned = ["env", "RUNGS_AUTOTUNE=1", *python, "benchmarks.attention", *cases[:3], "--lengths",
+             "4096", "16384", "--rounds=10", *toy, f"--out={out / 'attention_tuned.json'}"]
     return {
         "tests": Part(240, tests),
         "bits": Part(60, [*python, "benchmarks.bits", *toy]),
         "attention": Part(400, script("attention", *cases)),
         "decode": Part(90, script("attention", *decode)),
-        "training": Part(300, script("training", *clone), no_clone),
+        "training": Part(300, script("training", *clone, *again), no_clone),
         "shakespeare_char": Part(330, script("shakespeare_char", *clone), no_clone),
         "kernels": Part(90, script("kernels")),
-        "largest": Part(330, script("training", *clone, "--largest"), no_clone),
+        "tuned": Part(400, tuned),  # whether TMA pays, beside "attention"
+        "largest": Part(330, script("training", *clone, "--largest", *again), no_clone),
         "sampling": Part(260, script("sampling", *sampling), no_peer),
         "memcheck": Part(150, check, no_checker),
-        "without": Part(330, script("training", "--without", "attention", "loss")),
+        "without": Part(330, script("training", "--without", "attention", "loss", *again)),
     }
 
 
@@ -113,6 +118,34 @@ def last_words(log: Path, begin: int) -> str:
         return "\n".join(said.read().decode("utf-8", "replace").splitlines()[-40:])
 
 
+def in_turn(chosen: list[str], done: dict[str, dict]) -> list[str]:
+    """What was never tried comes first, then what was tried longest ago: so none is in the way."""
+    tried = {name: done[name]["date"] for name in chosen if was_tried(done.get(name))}
+    return sorted(chosen, key=lambda name: tried.get(name, ""))
+
+
+def was_tried(state: dict | None) -> bool:
+    return state is not None and not state["state"].startswith("left")
+
+
+def begun(folder: Path, about: dict) -> dict[str, dict]:
+    """The parts that gpu.json of a folder knows of this GPU."""
+    path = folder / "gpu.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return before.get("parts", {}) if before.get("gpu") == about.get("gpu") else {}
+
+
+def take_over(folder: Path, about: dict) -> None:
+    """Copy into a folder the results that it lacks, if they are not those of another GPU."""
+    if (RESULTS / "gpu.json").exists() and not begun(RESULTS, about):
+        return
+    names = ("gpu", "attention", "attention_tuned", "training", "kernels", "shakespeare_char",
+             "sampling")
+    for path in (RESULTS / f"{name}.json" for name in names):
+        if path.exists() and not (folder / path.name).exists():
+            shutil.copy(path, folder)
+
+
 def table(done: dict[str, dict]) -> str:
     lines = ["| part | state | seconds | date |", 4 * "| --- " + "|"]
     for name, state in done.items():
@@ -145,17 +178,12 @@ def main() -> int:
     if not args.toy and not torch.cuda.is_available():
         raise ValueError("there is no GPU here that this PyTorch can use; try --toy.")
     args.out.mkdir(parents=True, exist_ok=True)
-    if not args.toy:  # so that a new folder goes on, too
-        names = ("gpu", "attention", "training", "kernels", "shakespeare_char",
-                 "sampling")
-        for path in (RESULTS / f"{name}.json" for name in names):
-            if path.exists() and not (args.out / path.name).exists():
-                shutil.copy(path, args.out)
-    path, log = args.out / "gpu.json", args.out / "gpu.log"
     about = timing.about("cpu" if args.toy else "cuda")
-    done = json.loads(path.read_text("utf-8"))["parts"] if path.exists() else {}
-    failed = False
-    for name in chosen:
+    if not args.toy:  # so that a new folder goes on, too
+        take_over(args.out, about)
+    path, log = args.out / "gpu.json", args.out / "gpu.log"
+    done, failed = begun(args.out, about), False
+    for name in in_turn(chosen, done):
         part, left = known[name], args.minutes * 60 - (time.monotonic() - began)
         if done.get(name, {}).get("state") == "done" and not args.again:
             continue
@@ -169,10 +197,13 @@ def main() -> int:
             more = 10 if args.toy else 1  # a CPU takes its time
             state = carry_out(part.command, more * part.seconds, log)
             print(last_words(log, place), flush=True)
-        seconds = time.monotonic() - started if state[:4] != "left" else None
-        failed |= state[:4] not in ("done", "left")
-        done[name] = {"state": state, "seconds": seconds,
-                      "date": datetime.date.today().isoformat()}
+        new = {"state": state, "seconds": time.monotonic() - started,
+               "date": datetime.datetime.now().isoformat(sep=" ", timespec="seconds")}
+        failed |= state != "done" and was_tried(new)
+        if was_tried(new):
+            done[name] = new
+        elif not was_tried(done.get(name)):  # what became of it before says more
+            done[name] = new | {"seconds": None}
         done = {name: done[name] for name in known if name in done}
         runs.write_json(path, about | {"parts": done})
     print(table(done))

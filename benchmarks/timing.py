@@ -96,11 +96,13 @@ def floor(flops: float, size: float) -> float:
 
 
 def about(device: str) -> dict:
-    """The date, versions and the GPU of a measurement."""
-    import triton
-
+    """The date, versions and the GPU of a measurement; of Triton None where it is not installed."""
+    try:
+        from triton import __version__ as triton
+    except ImportError:
+        triton = None
     found = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
-             "triton": triton.__version__}
+             "triton": triton}
     if device != "cpu":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda,
                   "cudnn": torch.backends.cudnn.version(), "driver": driver()}

@@ -16,10 +16,11 @@ in registers, and multiplies on the matrix units. One row for each kernel and ch
 Nothing is described twice: the functions that launch kernels are called as always, on tensors of
 the CPU, and a launch compiles instead of running. The results mean nothing and are thrown away.
 
-By default the configuration that a launch takes first, causal, bfloat16. --space: all that tuning
-tries, in bfloat16 and float32, widths to 256. --all: every dtype, and the first also not causal,
-"packed" (documents, a window and capped scores at once) and with dropout as well. Exit code 1: of
-widths 64 or 128 a first configuration, in any dtype, packed or not, spills or is too big.
+By default the configuration that a launch takes first, causal, bfloat16; decoding also "packed"
+(documents, a window and capped scores at once). --space: all that tuning tries, in bfloat16 and
+float32, widths to 256. --all: every dtype, and the first also not causal, packed, and with dropout
+as well. Exit code 1: of widths 64 or 128 a first configuration, in any dtype, packed or not, spills
+or is too big.
 """
 
 import datetime
@@ -69,8 +70,8 @@ INSTRUCTIONS = {  # the first that is found
 class Job:
     """One kernel to compile. config: its launch configuration, by number, 0 the default.
 
-    features: of attention, "packed" for documents, a window and capped scores at once; "dropout"
-    for dropout besides.
+    features: of attention and decoding, "packed" for documents, a window and capped scores at once;
+    of attention "dropout" for dropout besides.
     """
 
     kernel: str
@@ -150,7 +151,12 @@ def attend(job: Job) -> None:
 def step(job: Job) -> None:
     """Attention of one query to the keys of a cache."""
     q, k, v = tensors(job, 3)
-    decode(q[:, :, :1], k, v, None, None, job.causal, job.width**-0.5, None, None)
+    documents, window, softcap = None, None, None
+    if job.features:
+        segments = torch.zeros(1, 512, dtype=torch.int64)
+        documents, window, softcap = (segments[:, :1].clone(), segments), 256, 30.0
+    decode(q[:, :, :1], k, v, *(documents or (None, None)), job.causal, job.width**-0.5, window,
+           softcap)
 
 
 def configurations(job: Job) -> list[dict]:
@@ -266,6 +272,8 @@ def jobs(targets: list[str], widths: list[int], space: bool, everything: bool) -
             if space or everything:
                 others = range(1, len(configurations(first)))
                 found += [replace(first, config=i) for i in others]
+            if kernel == "decode":  # a sampler tells by documents which places are empty
+                found.append(replace(first, features="packed"))
             if everything and kernel.startswith("attention"):
                 found.append(replace(first, causal=False))
                 found += [replace(first, features=what) for what in ("packed", "dropout")]

@@ -105,6 +105,7 @@ READS = ("threads", "tma", "warps")
 TILES = {"q": "BLOCK_T", "do": "BLOCK_T", "k": "BLOCK_S", "v": "BLOCK_S"}  # what TMA can read
 
 
+@functools.cache
 def configurations(
     D: int, dtype: torch.dtype, capability: tuple[int, int] | None, packed: bool = False
 ) -> dict:
@@ -127,6 +128,11 @@ def configurations(
     return found
 
 
+def readable(kernel, tensors) -> bool:
+    """Whether TMA can read all that it is to read."""
+    return all(describable(x) for name, x in zip(kernel.arg_names, tensors) if name in TILES)
+
+
 def describable(x) -> bool:
     """Whether TMA can read x (B, H, T, D): rows without gaps, all else in steps of 16 bytes."""
     *outer, last = x.stride()
@@ -140,39 +146,53 @@ def described(kernel, tensors, config: dict, width: int) -> list | None:
 
     A descriptor knows shape and strides; what lies beyond a border is read as zeros.
     """
+    if not readable(kernel, tensors):
+        return None
     given = []
     for name, x in zip(kernel.arg_names, tensors):
         if name in TILES:
-            if not describable(x):
-                return None
             x = TensorDescriptor.from_tensor(x, [1, 1, config[TILES[name]], width])
         given.append(x)
     return given
 
 
+def place_of_choices() -> Path:
+    return Path(triton.knobs.cache.dir, "rungs.json")
+
+
 @functools.cache
 def choices(path: Path) -> dict[str, dict]:
     """What was found fastest, by what it is for: read once, and added to by `fastest`."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return read(path)
+
+
+def read(path: Path) -> dict[str, dict]:
+    """What a file of choices has; of one that is damaged or not there, nothing."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """How long it takes on the GPU; infinity where it does not fit."""
+    """How long it takes on the GPU; infinity where it does not fit, or its memory does not."""
     try:
         return triton.testing.do_bench(run, return_mode="median") / 1000
-    except TritonError:
+    except (TritonError, RuntimeError):  # of PyTorch's, too: out of memory
         return math.inf
 
 
 def fastest(configs: list[dict], case: str, run: Callable[[dict], None]) -> dict:
     """The configuration with which run(config) is fastest; timed once for a case, kept on disk."""
-    path = Path(triton.knobs.cache.dir, "rungs.json")
+    path = place_of_choices()
     known = choices(path)
     if known.get(case) not in configs:
         known[case] = min(configs, key=lambda config: seconds(partial(run, config)))
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(known, indent=1), "utf-8")
+        # other processes tune, too
+        new.write_text(json.dumps(read(path) | {case: known[case]}, indent=1), "utf-8")
         new.replace(path)
     return known[case]
 
@@ -185,11 +205,17 @@ def case_of(name: str, q, job: Job, CAUSAL: bool) -> str:
     return f"{name} {gpu} {triton.__version__} {q.dtype} {q.shape[3]} {lengths} {CAUSAL} {extras}"
 
 
+def tuning() -> bool:
+    """Whether the fastest configuration is searched."""
+    return os.environ.get("RUNGS_AUTOTUNE") == "1"
+
+
 def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks=None) -> None:
     """Run a kernel on programs(BLOCK_T, BLOCK_S) programs. strided: tensors whose strides it takes.
 
     blocks: the first fields of a configuration, instead of the default's. With RUNGS_AUTOTUNE=1 the
-    fastest is searched.
+    fastest is searched. What TMA cannot read is not asked of it: then no configuration with it is
+    taken, and of one in `blocks` the threads read.
     """
     q, width = tensors[0], max(16, triton.next_power_of_2(D))
     nvidia = q.is_cuda and torch.version.hip is None
@@ -210,7 +236,13 @@ def launch(name: str, kernel, programs, tensors, strided, job, D, CAUSAL, blocks
     with torch.cuda.device_of(q):  # Triton launches on the current device
         if blocks is not None:
             run(configs[0] | dict(zip(NAMES, blocks)))
-        elif q.is_cuda and os.environ.get("RUNGS_AUTOTUNE") == "1":
-            run(fastest(configs, case_of(name, q, job, CAUSAL), run))
+            return
+        tuned, extra = q.is_cuda and tuning(), ""
+        if any(config["READ"] != "threads" for config in configs[:None if tuned else 1]):
+            if not readable(kernel, tensors):  # and tiles for TMA may be too large for the threads
+                configs = [config for config in configs if config["READ"] == "threads"]
+                extra = " by threads"
+        if tuned:
+            run(fastest(configs, case_of(name, q, job, CAUSAL) + extra, run))
         else:
             run(configs[0])

@@ -1,5 +1,6 @@
 """Keys and values that are written in place: what lets a sampler go on without copying the past."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,6 +51,13 @@ class Cache(State):
 
     def rows(self, index: Tensor) -> "Cache":
         return replace(self, **vars(super().rows(index)))
+
+    def arrange(self, index: Tensor) -> "Cache":
+        """The rows in index, as many as there are: in the same rings, as put goes on in them."""
+        assert len(index) == len(self.position)
+        for ring in itertools.chain(*self.memories):
+            ring.copy_(ring[index])
+        return replace(self, position=self.position[index], segment=self.segment[index])
 
     def put(self, rows: Tensor, state: State | None) -> None:
         """These rows (N,) go on from a state of N rows instead, or from nothing: in place."""

@@ -142,7 +142,9 @@ class Reader:
             rows = rows + rows[:1] * (len(self.state.position) - len(rows))
         if self.limit:
             self.texts = [list(self.texts[row]) for row in rows]
-        self.state = self.state.rows(torch.tensor(rows, device=self.device))
+        index = torch.tensor(rows, device=self.device)
+        # ... and as a CUDA graph for these very rings
+        self.state = self.state.arrange(index) if self.step else self.state.rows(index)
 
     def push(self, drawn: Tensor) -> None:
         """Read one more token of each row, drawn (B,)."""
@@ -178,10 +180,22 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
     """A token for each row of logits (B, V), (B,). uniform (B,) in [0, 1) decides which."""
     if temperature == 0:
         return logits.argmax(1)
-    reached = chances(logits, temperature, top_k, top_p).cumsum(1)
+    probabilities = chances(logits, temperature, top_k, top_p)
+    reached = probabilities.cumsum(1)
+    if reached.is_cuda:
+        reached = growing(reached, probabilities)
     # the first token at which the sum passes the drawn share: never one of probability 0
     drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
     return drawn.clamp(max=logits.shape[1] - 1)[:, 0]
+
+
+def growing(reached: Tensor, probabilities: Tensor) -> Tensor:
+    """The sums (B, V) that probabilities reach, none less than one before it, none more by a 0.
+
+    A GPU adds up in parallel, in another order for each sum: so one may differ from the one before
+    it by a rounding, though nothing was added.
+    """
+    return reached.masked_fill(probabilities == 0, -1.0).cummax(1).values
 
 
 def chances(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

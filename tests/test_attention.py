@@ -211,7 +211,12 @@ def test_random_shapes_and_features(poison):
 ])  # fmt: skip
 @pytest.mark.parametrize("read", READS[1:])
 def test_tiles_read_by_tma(poison, monkeypatch, read, options):
-    """The same numbers in the same order: the same bits."""
+    """The same numbers in the same order: in the interpreter the same bits."""
+    how = (*SMALL, 4, 2)
+    if DEVICE == "cuda" and read == "warps":
+        if not (9, 0) <= torch.cuda.get_device_capability() < (11, 0):
+            pytest.skip("Triton gives warps work of their own on capability 9 and 10")
+        how = (64, 64, 4, 2)
     options, described = dict(options), []
     real = launch.TensorDescriptor.from_tensor
     monkeypatch.setattr(
@@ -221,11 +226,14 @@ def test_tiles_read_by_tma(poison, monkeypatch, read, options):
     if options.get("segments"):
         options["segments"] = documents(1, 17, 20)
     tensors = inputs(H=2, KV=1, T=17, S=20, D=24, dtype=torch.bfloat16)
-    found = run(*tensors, blocks=(*SMALL, 4, 2, read), **options)
+    found = run(*tensors, blocks=(*how, read), **options)
     assert len(described) == 3 + 4 + 4  # q, k, v; in the backward passes do too
-    for x, y in zip(found, run(*tensors, **options)):
-        assert torch.equal(x, y)
-    agree(*tensors, blocks=(*SMALL, 4, 2, read), **options)
+    for x, y in zip(found, run(*tensors, blocks=(*how, "threads"), **options)):
+        if DEVICE == "cuda":  # whose compiler may add up in another order
+            torch.testing.assert_close(x, y, rtol=2e-2, atol=1e-2)
+        else:
+            assert torch.equal(x, y)
+    agree(*tensors, blocks=(*how, read), **options)
 
 
 def test_what_tma_cannot_read_is_read_by_the_threads():
@@ -240,9 +248,29 @@ def test_what_tma_cannot_read_is_read_by_the_threads():
         changed = change(q)
         assert not describable(changed)
         for x, y in zip(
-            run(changed, k, v, do, (*SMALL, 4, 2, "tma")), run(changed, k, v, do, SMALL)
+            run(changed, k, v, do, (*SMALL, 4, 2, "tma")),
+            run(changed, k, v, do, (*SMALL, 4, 2, "threads")),
         ):
             assert torch.equal(x, y)
+
+
+def test_a_configuration_with_tma_is_not_taken_for_what_it_cannot_read(monkeypatch):
+    rows = [(64, 64, 4, 2, "tma"), (32, 16, 4, 2, "threads")]
+    both = [dict(zip(NAMES, row)) for row in rows]
+    monkeypatch.setattr(launch, "configurations", lambda *given: {"forward": both})
+    taken = []
+
+    class Kernel:
+        arg_names = ["q"]
+
+        def __getitem__(self, grid):
+            return lambda q, *given, **how: taken.append((type(q), how["BLOCK_T"]))
+
+    job = launch.Job(1, 1, 5, 5, 1.0, None, None, None, None, 0.0, None)
+    q = numbers(1, 1, 5, 16, dtype=torch.bfloat16)
+    for x in (q, q.transpose(2, 3).contiguous().transpose(2, 3)):
+        launch.launch("forward", Kernel(), lambda *sizes: 1, [x], [], job, 16, True)
+    assert taken == [(launch.TensorDescriptor, 64), (torch.Tensor, 32)]
 
 
 LAYOUTS = {
@@ -569,6 +597,32 @@ def test_the_fastest_configuration_is_found_once_and_kept(monkeypatch, tmp_path)
     assert timed == 2 * configs
     launch.fastest(configs[:-1], "one", lambda config: config)  # it is no longer among them
     assert timed == 2 * configs + configs[:-1]
+
+
+def test_what_was_found_fastest_is_added_to_what_others_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setattr(launch, "seconds", lambda run: 1.0)
+    path, config = tmp_path / "rungs.json", {"BLOCK_T": 16}
+    for damaged in ("{", "null"):
+        path.write_text(damaged, "utf-8")
+        launch.choices.cache_clear()
+        assert launch.fastest([config], "one", print) == config
+    path.write_text('{"theirs": {"BLOCK_T": 32}}', "utf-8")  # another process, meanwhile
+    launch.fastest([config], "two", print)
+    assert launch.read(path) == {"theirs": {"BLOCK_T": 32}, "two": config}
+    launch.choices.cache_clear()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, triton.errors.TritonError])
+def test_what_does_not_fit_is_the_slowest(monkeypatch, error):
+    def bench(run, return_mode):
+        run()
+
+    def failing():
+        raise error("too large")
+
+    monkeypatch.setattr(triton.testing, "do_bench", bench)
+    assert launch.seconds(failing) == float("inf")
 
 
 def test_says_what_to_do_on_a_cpu(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 import train
 from benchmarks import attention, bits, gpu, kernels, sampling, shakespeare_char, timing, training
 
-pytest.importorskip("triton", reason="the kernels need Triton")
+triton = pytest.importorskip("triton", reason="the kernels need Triton")
 ROOT = Path(__file__).parent.parent
 
 
@@ -51,6 +51,15 @@ def test_attention_at_a_toy_size(tmp_path):
     rows, failed = rows_of(out, "decode")
     assert {row["contender"] for row in rows} >= {"ours", "naive"} and "ours" not in failed
     assert all(row["error"] < 1e-5 and row["bandwidth"] > 0 for row in rows)
+
+
+def test_a_tuned_result_names_its_configurations(monkeypatch, tmp_path):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    (tmp_path / "rungs.json").write_text('{"forward": {"BLOCK_T": 64}}', "utf-8")
+    monkeypatch.delenv("RUNGS_AUTOTUNE", raising=False)
+    assert attention.tuned() == {}
+    monkeypatch.setenv("RUNGS_AUTOTUNE", "1")
+    assert attention.tuned() == {"tuned": {"forward": {"BLOCK_T": 64}}}
 
 
 def test_small_kernels_at_a_toy_size(tmp_path):
@@ -157,6 +166,7 @@ def test_a_training_of_ours(name, monkeypatch):
     assert (config.optimizer, model.position) == (
         ("adamw", "learned") if name == "gpt2" else ("muon", "rotary"))
     assert (config.batch_size, config.accumulate, config.steps) == (2, 1, 3)
+    assert found["kept"] is None  # as on every CPU
     assert len(found["step_seconds"]) == 2 and min(found["step_seconds"]) > 0
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["attention"] == "sdpa" and not found["fused_loss"]
@@ -260,8 +270,74 @@ def test_the_parts_of_all_go_on_where_they_ended(command, tmp_path, monkeypatch)
     assert log.count("well") == 4 and "mended" in log  # its commands among them
 
 
+def test_no_part_is_in_the_way_of_another(command, tmp_path, monkeypatch):
+    """One that fails, and one that is done anew, wait for those that were never tried."""
+    def part(name, seconds):
+        return gpu.Part(seconds, [sys.executable, "-c", f"raise SystemExit({name == 'bad'})"])
+
+    made = {"bad": part("bad", 60), "long": part("long", 9999), "good": part("good", 60)}
+    monkeypatch.setattr(gpu, "parts", lambda args: made)
+    days = iter(f"2026-01-02 00:00:{second:02}" for second in range(60))
+
+    class Clock(gpu.datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls.fromisoformat(next(days))
+
+    monkeypatch.setattr(gpu.datetime, "datetime", Clock)
+    flags, path = ["--toy", "--out", tmp_path, "--minutes=30"], tmp_path / "gpu.json"
+
+    def call(*more):
+        said = command(gpu.main, *flags, *more)[1]
+        done = json.loads(path.read_text("utf-8"))["parts"]
+        return [line[:-4] for line in said.splitlines() if line.endswith(" ...")], {
+            name: state["state"].split()[0] for name, state in done.items()}
+
+    assert call("--parts=bad")[0] == ["bad"]
+    assert call() == (["good", "bad"], {"bad": "failed", "long": "left", "good": "done"})
+    made["good"] = part("good", 9999)
+    assert call("--again") == (["bad"], {"bad": "failed", "long": "left", "good": "done"})
+    made["good"] = part("good", 60)
+    assert call("--again")[0] == ["good", "bad"]  # the oldest first
+
+
+def test_what_another_gpu_did_is_not_done(tmp_path, monkeypatch):
+    here, there = {"gpu": "this one"}, {"gpu": "that one"}
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(gpu, "RESULTS", results)
+    (results / "training.json").write_text("{}", "utf-8")
+    done = {"bits": {"state": "done", "seconds": 1.0, "date": "2026-01-02"}}
+    (results / "gpu.json").write_text(json.dumps(there | {"parts": done}), "utf-8")
+    assert gpu.begun(results, there) == done and gpu.begun(results, here) == {}
+    both = {"gpu.json", "training.json"}
+    for name, about, copied in (("new", here, set()), ("same", there, both)):
+        folder = tmp_path / name
+        folder.mkdir()
+        gpu.take_over(folder, about)
+        assert {path.name for path in folder.iterdir()} == copied
+
+
+def test_a_training_goes_on_where_it_ended():
+    about = {"date": "2026-01-02", "gpu": "this one", "steps": 30}
+    rows = [{"contender": "nanoGPT", "batch": 32}, {"contender": "modern", "batch": 8},
+            {"contender": "gpt2", "batch": 32, "failed": "out of memory"}]
+    result = about | {"rows": rows}
+    assert training.found_before(result, about, 32) == {"nanoGPT": rows[0]}
+    assert set(training.found_before(result, about, None)) == {"nanoGPT", "modern"}
+    for other in ({"gpu": "that one"}, {"date": "2026-01-03"}, {"steps": 9}):
+        assert not training.found_before(result, about | other, 32)
+    assert not training.found_before({}, about, 32)
+
+
+def test_versions_can_be_told_without_triton(monkeypatch):
+    assert timing.about("cpu")["triton"]
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert timing.about("cpu")["triton"] is None
+
+
 def test_every_part_has_its_command(tmp_path):
-    args = Namespace(out=tmp_path, toy=False, nanogpt=None, transformers=False)
+    args = Namespace(out=tmp_path, toy=False, nanogpt=None, transformers=False, again=False)
     made = gpu.parts(args)
     assert {name for name, part in made.items() if "--nanogpt" in part.missing} == {
         "training", "shakespeare_char", "largest"}

@@ -63,6 +63,10 @@ def chosen():
             first = Job(name, target, width, "bfloat16")
             reads = [config["READ"] for config in configurations(first)]
             jobs += [replace(first, config=reads.index(read)) for read in {*reads} - {"threads"}]
+    for name, what in (("attention forward", "packed"), ("attention backward_kv", "dropout")):
+        first = Job(name, "sm_90", 128, "bfloat16", features=what)
+        reads = [config["READ"] for config in configurations(first)]
+        jobs.append(replace(first, config=reads.index("tma")))
     return dict(zip(jobs, compile_all(jobs, 2)))
 
 
@@ -78,7 +82,8 @@ def test_tiles_are_read_by_tma_where_it_is_chosen(chosen):
     reads = []
     for job, row in chosen.items():
         if job.config:
-            assert row["tma"] and row["spills"] == 0 and row["matrix"] == MATRIX[job.target], row
+            assert row["tma"] and row["matrix"] == MATRIX[job.target], row
+            assert row["spills"] == 0 or job.features, row
             assert row["specialised"] == (row["read"] == "warps")
             reads.append((job.kernel, row["read"]))
     assert ("attention forward", "warps") in reads
@@ -91,6 +96,7 @@ def test_products_are_of_the_matrix_units(compiled, target):
     found = {(row["kernel"], row["width"]): row["matrix"] for row in rows}
     for name in ("forward", "backward_q", "backward_kv"):
         assert found[f"attention {name}", 64] == found[f"attention {name}", 128] == MATRIX[target]
+    assert [row["features"] for row in rows if row["kernel"] == "decode"] == 2 * ["", "packed"]
     assert found["decode", 64] in (MATRIX[target], "mma")  # 16 rows are too few for the large ones
     assert found["rotary", 64] == "-"
 

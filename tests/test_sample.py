@@ -129,6 +129,13 @@ def test_a_token_without_a_chance_is_never_drawn(chance, how):
     assert set(drawn.tolist()) <= {1, 2, 4, 5}
 
 
+def test_a_sum_in_another_order_gives_no_token_without_a_chance():
+    shares = torch.tensor([[0, 0.25, 0, 0.5, 0, 0.25, 0]], dtype=torch.float64)
+    ulp = 2**-52
+    sums = torch.tensor([[0, 0.25, 0.25 + ulp, 0.75, 0.75 - ulp, 1, 1 + ulp]], dtype=torch.float64)
+    assert loop.growing(sums, shares).tolist() == [[-1, 0.25, 0.25, 0.75, 0.75, 1, 1]]
+
+
 @pytest.mark.parametrize("how", [
     dict(top_k=1), dict(top_k=5), dict(top_k=90), dict(top_k=5000), dict(top_p=0.001),
     dict(top_p=0.5), dict(top_p=0.9999), dict(top_k=20, top_p=0.5), dict(top_k=3, top_p=0.9),
@@ -483,6 +490,20 @@ def test_a_compiled_step_draws_the_same_and_is_compiled_once(piece, prompts, com
     assert generate(model, prompts, 4 * BLOCK, stop=7, step=step) == expected
     assert generate(model, prompts, 4 * BLOCK, stop=7, step=step, seed=1) != expected
     assert len(compilations) == 1
+
+
+def test_a_compiled_step_goes_on_in_its_rings_when_samples_end(monkeypatch):
+    model = make_gpt("modern")
+    expected, rings, rooms = generate(model, PROMPTS, 40, stop=5), [], []
+
+    def step(tokens, cache):
+        rings.append([ring.data_ptr() for memory in cache.memories for ring in memory])
+        rooms.append(len(cache.position))
+        return model(tokens, cache)
+
+    assert generate(model, PROMPTS, 40, stop=5, step=step) == expected
+    assert len({len(tokens) for tokens in expected}) > 1  # some end before others
+    assert all(places == rings[0] for places in rings) and set(rooms) == {len(PROMPTS)}
 
 
 @torch.inference_mode()
