@@ -3,8 +3,8 @@
     python -m benchmarks.growth [--steps 6] [--toy]
 
 One dial of a gpt at a time, the others as in BASE; each a process of its own, of a few steps on
-random letters, so that only the cost counts. Beside what was measured stands what would be expected:
-the operations that a token takes (nanogpt/estimate.py) at the speed of BASE.
+random letters, so that only the cost counts. Beside what was measured stands what is expected: the
+operations that a token takes (nanogpt/estimate.py) at the speed of BASE.
 """
 
 import datetime
