@@ -45,6 +45,8 @@ def render(text: str, link: Callable[[str], str]) -> Rendered:
     parser.use(dollarmath_plugin, double_inline=True, allow_labels=False, allow_space=False)
     for kind in ("math_inline", "math_inline_double", "math_block"):
         parser.add_render_rule(kind, lambda _, tokens, at, *rest: equation(tokens[at]))
+    parser.add_render_rule("code_block", lambda _, tokens, at, *rest: (  # one that is indented
+        highlight(tokens[at].content, "", "")))
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     image = parser.renderer.rules["image"]

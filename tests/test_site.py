@@ -224,6 +224,11 @@ def test_markdown_as_github_reads_it():
     assert "<summary>Answer</summary>\n<p>It is <strong>4</strong>.</p>\n</details>" in html
 
 
+def test_code_that_is_indented_scrolls_too():
+    assert html_of("So:\n\n    a <b>\n").endswith(
+        '<pre class="code scroll"><code>a &lt;b&gt;\n</code></pre>')
+
+
 def test_a_picture_that_is_not_drawn_yet():
     def link(href):
         return "" if href.startswith("results") else href
