@@ -79,6 +79,7 @@ def test_the_theme_follows_the_system_until_it_is_chosen(page, book):
     assert button.get_attribute("aria-label") == "Light theme"
     button.click()
     assert shade() == light and button.get_attribute("aria-label") == "Dark theme"
+    page.wait_for_timeout(500)  # Chromium writes down what is stored a moment later
     page.goto((book / "about.html").as_uri())
     assert shade() == light  # remembered
     page.locator("#theme").click()

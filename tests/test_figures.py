@@ -191,6 +191,7 @@ def test_attention_maps_are_the_weights(stage, how):
     q, k, _ = qkv.view(1, 9, 3, 2, 4).permute(2, 0, 3, 1, 4)
     if stage == "gpt":
         q, k = F.rms_norm(q, (4,)), F.rms_norm(k, (4,))
+        q = q * attention.gain[:, None, None]
     angles = torch.arange(9)[:, None] * model.speeds
     q, k = (nanogpt.gpt.rotate(x, angles.cos(), angles.sin()) for x in (q, k))
     scores = q @ k.mT / 2 + torch.full((9, 9), -torch.inf).triu(1)

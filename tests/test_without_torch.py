@@ -1057,7 +1057,7 @@ def test_an_installation_has_every_folder_of_code():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     there = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("data", "finetune", "kernels", "makemore", "nanogpt")
+        for top in ("book", "data", "finetune", "kernels", "makemore", "nanogpt")
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert there == set(listed["packages"])
