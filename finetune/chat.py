@@ -141,7 +141,8 @@ def arrays(rows: list[list[Chunk]], length: int) -> tuple[np.ndarray, np.ndarray
     return tokens, targets, segments
 
 
-Make = Callable[[np.random.Generator], Chunk]  # another conversation, by what is drawn
+# another conversation, by what is drawn, and by how far training has come, from 0 to 1
+Make = Callable[[np.random.Generator, float], Chunk]
 
 
 class ChatBatches:
@@ -152,28 +153,30 @@ class ChatBatches:
 
     def __init__(
         self, rows: list[list[Chunk]], length: int, batch_size: int,
-        fresh: tuple[tuple[Make, int], ...] = (), replay: Replay | None = None,
+        fresh: tuple[tuple[Make, int], ...] = (), replay: Replay | None = None, steps: int = 1,
     ):
         """batch_size: of `rows` in a batch. fresh: what makes a conversation, and how many rows of
         a batch are of these; what is free in any row the last of them fills. replay: rows of
-        pretraining text that come after all others."""
+        pretraining text that come after all others. steps: of the whole training."""
         assert rows and batch_size > 0
         self.rows, self.length, self.batch_size = rows, length, batch_size
-        self.fresh, self.replay = fresh, replay
+        self.fresh, self.replay, self.steps = fresh, replay, steps
 
     def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
         epochs, chosen = items(seed, step, self.batch_size, len(self.rows))
-        rows = [self.filled(self.rows[i], [seed, int(epoch), int(i), 2])
+        way = min(1.0, step / self.steps)
+        rows = [self.filled(self.rows[i], [seed, int(epoch), int(i), 2], way)
                 for epoch, i in zip(epochs, chosen)]
         for number, (make, several) in enumerate(self.fresh):
-            rows += [self.filled([], [seed, step, n, 3 + number], make) for n in range(several)]
+            rows += [self.filled([], [seed, step, n, 3 + number], way, make)
+                     for n in range(several)]
         batch = arrays(rows, self.length)
         if not self.replay:
             return batch
         return tuple(map(np.concatenate, zip(batch, self.replay(seed, step))))
 
     def filled(
-        self, row: list[Chunk], key: list[int], first: Make | None = None
+        self, row: list[Chunk], key: list[int], way: float, first: Make | None = None
     ) -> list[Chunk]:
         """A row and what there is room for; key: all that this depends on."""
         row = list(row)
@@ -181,7 +184,7 @@ class ChatBatches:
             generator = np.random.Generator(np.random.PCG64(key))
             room = self.length - sum(len(chunk.inputs) for chunk in row)
             for make in (first, self.fresh[-1][0]):
-                while make and len((chunk := make(generator)).inputs) <= room:
+                while make and len((chunk := make(generator, way)).inputs) <= room:
                     row.append(chunk)
                     room -= len(chunk.inputs)
         return row

@@ -16,8 +16,9 @@ from .chat import Conversation
 
 QUESTIONS, STRINGS = 0.5, 0.375  # of the rows of a batch; the rest are tales
 TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
-WHOLE, MOST = 0.15, 8  # share of whole tales among what is asked about, and questions about one
-SENTENCES = 2  # of a passage, on average: where to look is learned where there is little to see
+MOST = 8  # questions about a text
+WHOLE = (0.1, 0.6)  # share of whole tales among what is asked about, first and in the end
+SENTENCES = (2, 6)  # of a passage, on average: to look is learned where there is little to see
 ASKED = 0.9  # how often the tale's own questions are asked again, where the answer is in sight
 EXCHANGED = 0.7  # how often the names are others
 
@@ -39,13 +40,19 @@ def about(text: str, question: str) -> str:
     return f"{text}\n\n{question}"
 
 
-def question_talk(generator: np.random.Generator) -> Conversation:
-    """Questions about a tale that is trained on, or about a passage of it."""
+def between(ends: tuple[float, float], way: float) -> float:
+    """From the first to the second, as far as training has come on its way, 0 to 1."""
+    return ends[0] + way * (ends[1] - ends[0])
+
+
+def question_talk(generator: np.random.Generator, way: float) -> Conversation:
+    """Questions about a tale that is trained on, or about a passage of it, longer on the way."""
     tales = tasks.tales()["train"]
     while True:
         tale = tales[generator.integers(len(tales))]
-        whole = generator.random() < WHOLE
-        text = tale["text"] if whole else passage(tale["text"], generator)
+        whole = generator.random() < between(WHOLE, way)
+        length = between(SENTENCES, way)
+        text = tale["text"] if whole else passage(tale["text"], generator, length)
         pairs = [(q["question"], q["answer"]) for q in tale["questions"]
                  if q["answer"] in text and generator.random() < ASKED]
         most = generator.integers(2, MOST + 1)
@@ -58,16 +65,16 @@ def question_talk(generator: np.random.Generator) -> Conversation:
     return Conversation([about(text, said[0]), *said[1:]], "question")
 
 
-def passage(text: str, generator: np.random.Generator) -> str:
-    """A few sentences in a row."""
+def passage(text: str, generator: np.random.Generator, length: float) -> str:
+    """A few sentences in a row; so many on average, if the text has them."""
     begins = [0, *(blank.end() for blank in re.finditer(r"(?<=[.!?\"])\s+", text)), len(text)]
-    number = min(generator.geometric(1 / SENTENCES), len(begins) - 1)
+    number = min(generator.geometric(1 / length), len(begins) - 1)
     first = generator.integers(len(begins) - number)
     return text[begins[first]:begins[first + number]].strip()
 
 
-def string_talk(generator: np.random.Generator) -> Conversation:
-    """String tasks over words that are trained on."""
+def string_talk(generator: np.random.Generator, way: float) -> Conversation:
+    """String tasks over words that are trained on, the same all the way."""
     number = TURNS[generator.integers(len(TURNS))]
     return Conversation([text for _ in range(number) for text in strings.make(generator)[:2]],
                         "string")

@@ -303,9 +303,9 @@ def fit(
     replay = replay_of(pretrained, config, saved["replay"])
     replayed = replay.rows if replay else 0
 
-    def encoded(talk: Callable[[np.random.Generator], Conversation]) -> chat.Make:
-        return lambda generator: chat.encode(
-            talk(generator), pretrained.tokenizer, config.block_size)
+    def encoded(talk: Callable[[np.random.Generator, float], Conversation]) -> chat.Make:
+        return lambda generator, way: chat.encode(
+            talk(generator, way), pretrained.tokenizer, config.block_size)
 
     rest, questions, tasks_of_words = rows_of_kinds(
         config.batch_size - replayed, bool(saved.get("train")))
@@ -313,7 +313,8 @@ def fit(
     if questions:
         fresh = ((encoded(curriculum.question_talk), questions),
                  (encoded(curriculum.string_talk), tasks_of_words))
-    batches = chat.ChatBatches(rows["train"], config.block_size, rest, fresh, replay)
+    batches = chat.ChatBatches(
+        rows["train"], config.block_size, rest, fresh, replay, config.steps)
     at_once = max(1, labelled.TOKENS // config.block_size)
     kinds: dict[str, list] = {}
     for row in rows["val"]:

@@ -530,22 +530,26 @@ def test_packed_conversations_do_not_see_each_other(letters, stage):
 def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
     chunks = [chat.encode(Conversation(["a" * n, "b"]), letters, 99) for n in range(1, 15)]
 
-    def fresh(generator):
+    ways = []
+
+    def fresh(generator, way):
+        ways.append(way)
         prompt, answer, _ = strings.make(generator)
         return chat.encode(Conversation([prompt, answer]), letters, 99)
 
     def make():
-        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, ((fresh, 1),))
+        return chat.ChatBatches(chat.pack(chunks, 99), 99, 3, ((fresh, 1),), steps=5)
 
     one, other = make(), make()
     batches = [one(5, step) for step in range(6)]
+    assert list(dict.fromkeys(ways)) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     for step in (5, 0, 3):
         assert all(map(np.array_equal, batches[step], other(5, step)))
     assert not np.array_equal(batches[0][0], one(6, 0)[0])
     assert [len(batch[0]) for batch in batches] == [4] * 6
     assert not np.array_equal(batches[0][0][3], batches[1][0][3])
     row = one.rows[-1][:1]  # with room
-    first, second = (one.filled(row, [5, epoch]) for epoch in (0, 1))
+    first, second = (one.filled(row, [5, epoch], 0.0) for epoch in (0, 1))
     assert first[:1] == second[:1] == row and first != second
     for tokens_, targets, segments in batches:
         learned = targets != IGNORED
@@ -590,11 +594,21 @@ def test_made_questions_are_answered_by_the_tale_and_other_names_stay_in_step():
         assert new <= set(strings.words()["train"])
 
 
+def test_what_is_asked_about_grows_on_the_way():
+    def lengths(way):
+        return [len(curriculum.question_talk(np.random.default_rng(seed), way).messages[0])
+                for seed in range(60)]
+
+    first, last = np.mean(lengths(0.0)), np.mean(lengths(1.0))
+    assert last > 2 * first
+    assert np.mean(lengths(0.5)) == pytest.approx((first + last) / 2, rel=0.3)
+
+
 def test_what_is_made_afresh_is_of_training_alone():
     train = " ".join(tale["text"] for tale in tasks.tales()["train"])
     for seed in range(30):
-        talk = curriculum.question_talk(np.random.default_rng(seed))
-        again = curriculum.question_talk(np.random.default_rng(seed))
+        talk = curriculum.question_talk(np.random.default_rng(seed), seed / 30)
+        again = curriculum.question_talk(np.random.default_rng(seed), seed / 30)
         assert talk.messages == again.messages and len(talk.messages) % 2 == 0
         text = talk.messages[0].rsplit("\n\n", 1)[0]
         plain = [part for part in re.split(r"[A-Z]\w*|[^a-z ]", text) if len(part) > 20]
