@@ -1,6 +1,6 @@
 """How the cost of a step grows: seconds a token and memory against width, depth, block and batch.
 
-    python -m benchmarks.growth [--steps 6] [--toy]
+    python -m benchmarks.growth [--steps 8] [--toy]
 
 One dial of a gpt at a time, the others as in BASE; each a process of its own, of a few steps on
 random letters, so that only the cost counts. Beside what was measured stands what is expected: the
@@ -9,6 +9,7 @@ operations that a token takes (nanogpt/estimate.py) at the speed of BASE.
 
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,14 +37,22 @@ def measure(sizes: dict, text: Path, steps: int, scratch: Path) -> dict:
     heads = max(1, sizes["width"] // HEAD)
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     command = [*SCRIPT, "--model=gpt", f"--data={text}", f"--heads={heads}", "--device=cpu",
-               f"--steps={steps}", f"--eval-every={steps}", *flags, f"--out={run}"]
+               f"--steps={steps}", f"--eval-every={steps // 2}", *flags, f"--out={run}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
     result = json.loads((run / "result.json").read_text("utf-8"))
     return {**sizes, "parameters": result["parameters"], "memory": result["memory"],
-            "seconds_per_token": 1 / result["tokens_per_second"],
+            "seconds_per_token": steady(runs.read_metrics(run)),
             "flops_per_token": result["flops_per_token"]}
+
+
+def steady(metrics: list[dict]) -> float:
+    """Seconds a token of the later half of the steps: the first ones load and warm what they need.
+    """
+    first, last = ((line["tokens"], line["tokens"] / line["tokens_per_second"])
+                   for line in (metrics[1], metrics[-1]))
+    return (last[1] - first[1]) / (last[0] - first[0])
 
 
 def random_text(folder: Path, characters: int = 300_000) -> Path:
@@ -56,8 +65,9 @@ def random_text(folder: Path, characters: int = 300_000) -> Path:
 
 def table(rows: list[dict]) -> str:
     """A row a size; expected: by its operations, at the speed of the base."""
-    speed = next(row["seconds_per_token"] / row["flops_per_token"] for row in rows
-                 if all(row[name] == value for name, value in base_of(rows).items()))
+    base = base_of(rows)  # measured once for every dial
+    speed = statistics.median(row["seconds_per_token"] / row["flops_per_token"] for row in rows
+                              if all(row[name] == value for name, value in base.items()))
     lines = ["| dial | value | microseconds a token | expected | MB |", "| --- " * 5 + "|"]
     for row in rows:
         lines.append(
@@ -92,10 +102,13 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.growth", description=__doc__)
-    cli.add(parser, "steps", "of each (default 6)")
+    cli.add(parser, "steps", "of each, an even number (default 8)")
     cli.add(parser, "toy", "as small as can be", bool)
     cli.add(parser, "out", "(default benchmarks/results/growth.json)", Path)
     args = parser.parse_args()
+    steps = args.steps or 8
+    if steps < 2 or steps % 2:
+        raise ValueError(f"--steps must be an even number of at least 2, not {steps}.")
     out = args.out or ROOT / "benchmarks/results/growth.json"
     base = {name: values[0] for name, values in TOY.items()} if args.toy else BASE
     rows: list[dict] = []
@@ -104,7 +117,7 @@ def main() -> None:
         for dial, values in (TOY if args.toy else DIALS).items():
             for value in values:
                 sizes = base | {dial: value}
-                row = measure(sizes, text, args.steps or 6, Path(folder, dial))
+                row = measure(sizes, text, steps, Path(folder, dial))
                 rows.append(row | {"dial": dial})
                 print(json.dumps(rows[-1]), flush=True)
     runs.write_json(out, {"date": datetime.date.today().isoformat(), "command": sys.argv[1:],

@@ -138,6 +138,8 @@ def judge_chat(
         return chat.answers(model, tokenizer, [ids for ids, _ in prompts], length, HOWS[how], seed,
                             f"{what}, {how}")
 
+    by_words = [(judge.overlap(tale["text"], tale["questions"][n]["question"]), True)
+                for tale, n in asked]
     for how in HOWS:
         if found.tales:
             told = ask([[tale["prompt"]] for tale in found.tales], block_size, how, "tales")
@@ -148,8 +150,6 @@ def judge_chat(
             right = [tale["questions"][n]["answer"] for tale, n in asked]
             said = ask([[about(tale["text"], tale["questions"][n]["question"])]
                         for tale, n in asked], short, how, "questions")
-            by_words = [(judge.overlap(tale["text"], tale["questions"][n]["question"]), True)
-                        for tale, n in asked]
             result.setdefault("questions", {})[how] = judge_answers(right, said) | {
                 "word_overlap": judge_answers(right, by_words),
                 "ahead": ahead(right, said, by_words)}

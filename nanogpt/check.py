@@ -43,8 +43,9 @@ def nearest(settings: dict, recipes: list[dict]) -> dict:
     if not same:
         known = ", ".join(f"{r['settings']['model']} on {r['settings']['data']}" for r in recipes)
         what = f"{settings['model']} on {settings['data']}"
-        raise ValueError(f"nothing was measured of {what}, but of {known or 'nothing yet'}: "
-                         "python -m benchmarks.expected does it.")
+        known = f"only those of {known} are" if known else "none are"
+        raise ValueError(f"the losses to expect of {what} are not measured yet ({known}): "
+                         "python -m benchmarks.expected measures them.")
     best = min(same, key=lambda recipe: len(differences(settings, recipe["settings"])))
     if apart := differences(settings, best["settings"]):
         raise ValueError(f"the run is of no recipe: it differs from that of {settings['model']} on "
