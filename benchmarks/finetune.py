@@ -63,13 +63,13 @@ def network(
                                               "--device=cpu"])
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(base)["tokenizer"])
     fits = 32 if toy else classify.fitting(task, tokenizer)
-    begun = pretrained.load(base, fits=fits)
+    begun = pretrained.load(base, fits=fits, usual_dropout=classify.DROPOUT)
     splits = classify.encode_splits(task, begun)
     config, balance = classify.config_for(begun, splits, args)
     about = classify.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
-        "balance": balance,
+        "early": classify.early_of(args), "balance": balance,
     })
     run = runs.make_run(scratch / "run")
     machine = choose("cpu")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
@@ -23,7 +25,7 @@ from makemore.model import IGNORED, LanguageModel
 from nanogpt.generate import draw, generate, uniforms_of
 
 from . import tasks
-from .pretrained import Replay, known_ids
+from .pretrained import Known, Replay, known_ids
 
 ROLES = ("user", "assistant")
 
@@ -32,12 +34,14 @@ ROLES = ("user", "assistant")
 class Conversation:
     """messages: what user and assistant say in turn, the user first. kind: for the reports.
 
-    where: the file and line that it stands in, if there is one.
+    where: the file and line that it stands in, if there is one. spelled: the answers are learned
+    letter by letter, whatever tokens they would make.
     """
 
     messages: list[str]
     kind: str = ""
     where: str = field(default="", compare=False)
+    spelled: bool = False
 
 
 @dataclass
@@ -63,8 +67,8 @@ def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -
     enough, the end is cut off. ValueError: a message in a file of which nothing is left.
     """
     parts, unseen, lowered = [], 0, 0
-    for message in conversation.messages:
-        ids, *changed = known_ids(tokenizer, message)
+    for number, message in enumerate(conversation.messages):
+        ids, *changed = message_ids(tokenizer, message, conversation.spelled and number % 2 == 1)
         if not ids and conversation.where:
             raise ValueError(f"{conversation.where}: the tokenizer of this run has never seen a "
                              f"character of {message[:40]!r}.")
@@ -76,6 +80,23 @@ def encode(conversation: Conversation, tokenizer: data.Tokenizer, length: int) -
     ids, learned = layout(parts)
     targets = [token if counts else IGNORED for token, counts in zip(ids[1:], learned[1:])]
     return Chunk(ids[:-1][:length], targets[:length], excess, unseen, lowered, conversation.kind)
+
+
+def prefix(tokenizer: data.Tokenizer) -> str:
+    """What stands before every message: with byte pairs a space, so that the first word has the
+    tokens that it has within a text, and what an answer takes from a text is the same there and
+    here."""
+    return "" if tokenizer.kind == "char" else " "
+
+
+def message_ids(tokenizer: data.Tokenizer, text: str, spelled: bool = False) -> Known:
+    """A message in tokens; spelled: letter by letter."""
+    if not text:
+        return Known([])
+    text = prefix(tokenizer) + text
+    if spelled and tokenizer.kind != "char":
+        return Known([token for letter in text for token in tokenizer.encode(letter)])
+    return known_ids(tokenizer, text)
 
 
 def turns(messages: int) -> int:
@@ -103,7 +124,7 @@ def question(
     many are cut off so that there are no more than `most`: of the first message its beginning, and
     if that is not enough, all but the last ones."""
     assert len(messages) % 2
-    parts = [known_ids(tokenizer, message).ids for message in messages]
+    parts = [message_ids(tokenizer, message).ids for message in messages]
     excess = max(0, len(layout(parts)[0]) + 1 - most) if most else 0
     parts[0] = parts[0][min(excess, max(0, len(parts[0]) - 1)):]
     ids = [*layout(parts)[0], ASSISTANT]
@@ -146,9 +167,12 @@ Make = Callable[[np.random.Generator, float], Chunk]
 
 
 class ChatBatches:
-    """Rows of conversations, a function of (seed, step): tokens, targets, segments (B, length).
+    """Rows of conversations, a function of (seed, step): tokens, targets, segments and weights
+    (B, length).
 
-    An epoch goes through all rows once. More rows of a batch are made afresh, without end.
+    An epoch goes through all rows once. More rows of a batch are made afresh, without end. The
+    weights are for loss_of_answers: every kind of rows counts by how many rows it has, however much
+    of them is learned, for there is more to learn in a tale than in a hundred short answers.
     """
 
     def __init__(
@@ -165,15 +189,14 @@ class ChatBatches:
     def __call__(self, seed: int, step: int) -> tuple[np.ndarray, ...]:
         epochs, chosen = items(seed, step, self.batch_size, len(self.rows))
         way = min(1.0, step / self.steps)
-        rows = [self.filled(self.rows[i], [seed, int(epoch), int(i), 2], way)
-                for epoch, i in zip(epochs, chosen)]
+        kinds = [arrays([self.filled(self.rows[i], [seed, int(epoch), int(i), 2], way)
+                         for epoch, i in zip(epochs, chosen)], self.length)]
         for number, (make, several) in enumerate(self.fresh):
-            rows += [self.filled([], [seed, step, n, 3 + number], way, make)
-                     for n in range(several)]
-        batch = arrays(rows, self.length)
-        if not self.replay:
-            return batch
-        return tuple(map(np.concatenate, zip(batch, self.replay(seed, step))))
+            kinds.append(arrays([self.filled([], [seed, step, n, 3 + number], way, make)
+                                 for n in range(several)], self.length))
+        if self.replay:
+            kinds.append(self.replay(seed, step))
+        return tuple(map(np.concatenate, zip(*((*kind, weights(kind[1])) for kind in kinds))))
 
     def filled(
         self, row: list[Chunk], key: list[int], way: float, first: Make | None = None
@@ -188,6 +211,22 @@ class ChatBatches:
                     row.append(chunk)
                     room -= len(chunk.inputs)
         return row
+
+
+def weights(targets: np.ndarray) -> np.ndarray:
+    """(B, T) -> (B, T) float32: the same for all targets that are learned, and B together."""
+    learned = targets != IGNORED
+    return (learned * (len(targets) / max(1, learned.sum()))).astype(np.float32)
+
+
+def loss_of_answers(
+    model: LanguageModel, tokens: Tensor, targets: Tensor, segments: Tensor, weights: Tensor
+) -> Tensor:
+    """Mean nats of the targets (B, T) that are not -1, each by its weight (B, T)."""
+    x, _ = model.features(tokens, segments=segments)
+    at = targets != IGNORED
+    nats = F.cross_entropy(model.logits(x[at]).float(), targets[at], reduction="none")
+    return (nats * weights[at]).sum() / weights[at].sum()
 
 
 def read(path: Path) -> list[Conversation]:
@@ -253,7 +292,8 @@ def answers(
                 bar.update(1 if token != TURN else 1 + length - len(drawn[row]))
             for row, i in enumerate(group):
                 ended = drawn[row][-1:] == [TURN]
-                found[i] = tokenizer.decode(drawn[row][:-1] if ended else drawn[row]), ended
+                text = tokenizer.decode(drawn[row][:-1] if ended else drawn[row])
+                found[i] = text.removeprefix(prefix(tokenizer)), ended
     return found
 
 
@@ -294,14 +334,14 @@ class Talk:
 
     def say(self, text: str, length: int) -> Iterator[str]:
         """Answer, piece by piece, in at most so many tokens. ValueError: nothing to answer."""
-        ids = known_ids(self.tokenizer, text).ids
+        ids = message_ids(self.tokenizer, text).ids
         if not ids:
             raise ValueError("there is nothing to answer: the text is empty, or the run has never "
                              "seen its characters.")
         self.push([*([] if self.turns else [END]), USER, *ids, ASSISTANT])
         banned = torch.zeros(self.model.vocab_size)
         banned[silent(self.tokenizer)] = -torch.inf
-        writer = sample.Writer(self.tokenizer)
+        writer, begin = sample.Writer(self.tokenizer), prefix(self.tokenizer)
         for number in uniforms_of(self.seed, self.turns, length):
             uniform = torch.tensor([number])
             how = (self.temperature, self.top_k, self.top_p)
@@ -310,9 +350,10 @@ class Talk:
             if token == TURN:
                 break
             if piece := writer.push(token):
-                yield piece
+                yield piece.removeprefix(begin)
+                begin = ""
         else:
             self.push([TURN])
         self.turns += 1
         if piece := writer.flush():
-            yield piece
+            yield piece.removeprefix(begin)

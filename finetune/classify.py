@@ -49,7 +49,8 @@ from .pretrained import (
     pretraining_loss,
 )
 
-EPOCHS, MOST = 10, 3000  # of the texts, and steps, at most, if the user says nothing
+EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
+EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
 
 
 # A run
@@ -68,11 +69,14 @@ def make_parser() -> cli.Parser:
     add(group, "label", "the column with the labels (default label)", str, metavar="COLUMN")
     text = "a label counts with its number to the power -X (default 0.5 of skewed sets, else 0)"
     add(group, "balance", text, float)
+    text = f"share of the loss that is of the label at the tokens before the last (default {EARLY})"
+    add(group, "early", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
     steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
     every = "a twentieth of the steps, at least 10"
-    settings.add_flags(parser, steps, "16, of short texts 64", every)
+    dropout = f"{DROPOUT}, where the stage has one"
+    settings.add_flags(parser, steps, "16, of short texts 64", every, dropout)
     return parser
 
 
@@ -103,13 +107,14 @@ def new_run(args: Namespace) -> Path:
     if "from" not in asked:
         raise ValueError("name the pretrained run: --from=RUN.")
     task, tuning, share = load_task(asked), settings.tuning_of(args), settings.replay_of(args)
+    early = early_of(args)
     if share and tuning.tune == "head":
         raise ValueError("--replay is against forgetting, and with --tune=head nothing is "
                          "forgotten, for the network stays as it is; leave one of them out.")
     path = asked["from"]
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
     pretrained = load(path, args.block_size, fitting(task, tokenizer), args.dropout,
-                      args.replay_data)
+                      args.replay_data, usual_dropout=DROPOUT)
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
     settings.machine_of(config)  # this and the next lines say what is not to be had
@@ -122,7 +127,7 @@ def new_run(args: Namespace) -> Path:
         "kind": "classify", "from": str(path), "name": task.name, "task": args.task,
         "text": args.text, "label": args.label, **absolute, "labels": task.labels,
         "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
-        "balance": balance, "baselines": args.baselines is not False,
+        "early": early, "balance": balance, "baselines": args.baselines is not False,
         "examples": fingerprint(task),
     }, seen.remember(texts_of(task, pretrained), pretrained.learned))
     carry_out(pretrained, task, splits, config, run, about)
@@ -143,8 +148,19 @@ def config_for(
     lengths = sorted(map(len, train.sequences))
     rows = args.batch_size or (64 if lengths[len(lengths) // 2] < 64 else 16)
     steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
-    config = settings.config_of(pretrained.config, args, dict(steps=steps, batch_size=rows))
-    return config, balance
+    defaults = dict(steps=steps, batch_size=rows)
+    usual = settings.default_optimizer(pretrained.config, args.tune or "all")
+    if (args.optimizer or usual) == "muon":
+        defaults["lr"] = LR
+    return settings.config_of(pretrained.config, args, defaults), balance
+
+
+def early_of(args: Namespace) -> float:
+    """ValueError: a share that cannot be."""
+    early = EARLY if args.early is None else args.early
+    if not 0 <= early < 1:
+        raise ValueError(f"--early must be at least 0 and below 1, not {early}.")
+    return early
 
 
 def about_of(
@@ -328,7 +344,7 @@ def fit(
     classes = len(saved["labels"])
     weights = class_weights(splits["train"].labels, classes, saved["balance"])
     classifier = Classifier(model, classes, weights)
-    classifier.replay = 0.0 if random else saved["replay"]
+    classifier.replay, classifier.early = 0.0 if random else saved["replay"], saved["early"]
     replay = replay_of(pretrained, config, classifier.replay)
     adapt(model, tuning, speaks_too(tuning, classifier.replay))
     if resume:
@@ -479,7 +495,7 @@ def from_random(
             resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
-        rate = settings.default_lr(optimizer, "all", width)
+        rate = LR if optimizer == "muon" else settings.default_lr(optimizer, "all", width)
         config = replace(config, optimizer=optimizer, lr=rate)
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
 

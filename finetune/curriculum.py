@@ -5,6 +5,11 @@ about, and string tasks. There are few tales, and a question about one is a few 
 some 400 to read: so most of what is asked is made afresh for every batch, about a whole tale or a
 few sentences of one, with other names in it than the tale has (questions.py), or out of words
 (strings.py).
+
+What is easy comes first (Bengio et al. 2009). Who cannot copy cannot take an answer from a text,
+and the heads that copy (Olsson et al. 2022) form where every token tells whether one did: so at
+first a passage is only to be said again, then to be gone on with from some words of it, and then
+asked about. Passages grow to whole tales.
 """
 
 import re
@@ -17,8 +22,13 @@ from .chat import Conversation
 QUESTIONS, STRINGS = 0.5, 0.375  # of the rows of a batch; the rest are tales
 TURNS = (1, 1, 1, 2, 3)  # of a conversation of string tasks: one of these
 MOST = 8  # questions about a text
-WHOLE = (0.1, 0.6)  # share of whole tales among what is asked about, first and in the end
+# at the beginning of training, and at its end
+AGAIN = (0.8, 0.0)  # share of passages that are only to be said again, word for word
+RECALLED = (1.0, 0.0)  # of other texts: how often is asked what stands after some words of it
+WHOLE = (0.0, 0.8)  # share of whole tales among these
 SENTENCES = (2, 6)  # of a passage, on average: to look is learned where there is little to see
+
+SAY_AGAIN = ("Say it again.", "Repeat this.", "What does it say?", "Read it to me.")
 ASKED = 0.9  # how often the tale's own questions are asked again, where the answer is in sight
 EXCHANGED = 0.7  # how often the names are others
 
@@ -47,6 +57,8 @@ def between(ends: tuple[float, float], way: float) -> float:
 
 def question_talk(generator: np.random.Generator, way: float) -> Conversation:
     """Questions about a tale that is trained on, or about a passage of it, longer on the way."""
+    if generator.random() < between(AGAIN, way):
+        return again(generator)
     tales = tasks.tales()["train"]
     while True:
         tale = tales[generator.integers(len(tales))]
@@ -56,6 +68,8 @@ def question_talk(generator: np.random.Generator, way: float) -> Conversation:
         pairs = [(q["question"], q["answer"]) for q in tale["questions"]
                  if q["answer"] in text and generator.random() < ASKED]
         most = generator.integers(2, MOST + 1)
+        if generator.random() < between(RECALLED, way):
+            pairs += questions.recalled(text, generator, most)
         pairs += questions.questions(text, generator, max(1, most - len(pairs)))
         if pairs:
             break
@@ -63,6 +77,16 @@ def question_talk(generator: np.random.Generator, way: float) -> Conversation:
     if generator.random() < EXCHANGED:
         text, *said = questions.exchanged([text, *said], generator)
     return Conversation([about(text, said[0]), *said[1:]], "question")
+
+
+def again(generator: np.random.Generator) -> Conversation:
+    """A passage that is to be said again."""
+    tales = tasks.tales()["train"]
+    text = passage(tales[generator.integers(len(tales))]["text"], generator, SENTENCES[0])
+    if generator.random() < EXCHANGED:
+        text, = questions.exchanged([text], generator)
+    asked = SAY_AGAIN[generator.integers(len(SAY_AGAIN))]
+    return Conversation([about(text, asked), text], "question")
 
 
 def passage(text: str, generator: np.random.Generator, length: float) -> str:
@@ -77,4 +101,4 @@ def string_talk(generator: np.random.Generator, way: float) -> Conversation:
     """String tasks over words that are trained on, the same all the way."""
     number = TURNS[generator.integers(len(TURNS))]
     return Conversation([text for _ in range(number) for text in strings.make(generator)[:2]],
-                        "string")
+                        "string", spelled=True)

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from .pretrained import (
 from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
-STEPS = 1500  # at most, if the user says nothing
+STEPS = 2000  # at most, if the user says nothing
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -55,7 +56,7 @@ def make_parser() -> cli.Parser:
     add(group, "judged", text)
     text = "a run that sorts by topic, to judge tales (default: n-grams)"
     add(group, "topics", text, Path, metavar="RUN")
-    steps = "1,500; of your own 6 times through them, from 100 to 1,500"
+    steps = "2,000; of your own 6 times through them, from 100 to 2,000"
     settings.add_flags(parser, steps, "8", "a tenth of the steps")
     return parser
 
@@ -76,7 +77,7 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
         parts = tasks.tales()
         found = {s: [curriculum.told(tale) for tale in parts[s]] for s in ("train", "val")}
         found["val"] += [curriculum.asked(tale) for tale in parts["val"]]
-        found["val"] += [Conversation([prompt, answer], "string")
+        found["val"] += [Conversation([prompt, answer], "string", spelled=True)
                          for prompt, answer, _ in strings.examples(20, "val", False)]
         items = evaluate.Items(parts["test"][:judged or 100], evaluate.string_items(judged or 20))
         return found, items
@@ -327,8 +328,9 @@ def fit(
         return sum(mean_loss(model, several, machine)[0] for several in groups) / len(groups)
 
     progress = train.train(
-        model, batches, model.loss, config, evaluate=evaluated, machine=machine, run=run,
-        about=about, resume=resume, lr_shares=lr_shares(model, len(model.layers), tuning.lr_decay),
+        model, batches, partial(chat.loss_of_answers, model), config, evaluate=evaluated,
+        machine=machine, run=run, about=about, resume=resume,
+        lr_shares=lr_shares(model, len(model.layers), tuning.lr_decay),
     )
     classify.settle(model, run)
     return model.eval(), progress

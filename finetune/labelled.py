@@ -28,7 +28,7 @@ class Classifier(nn.Module):
     def __init__(self, model: LanguageModel, classes: int, class_weights: Tensor | None = None):
         """class_weights (K,): how much an example of each label counts, 1 on average."""
         super().__init__()
-        self.model, self.replay = model, 0.0
+        self.model, self.replay, self.early = model, 0.0, 0.0
         device = next(model.parameters()).device
         with torch.inference_mode():
             width = model.features(torch.zeros(1, 1, dtype=torch.int64, device=device))[0].shape[2]
@@ -46,12 +46,20 @@ class Classifier(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:
         """Mean nats of the labels, which stand in targets (B, T) where a text ends, else -1.
 
+        While it trains, the share self.early of it is of the label at the tokens before, the later
+        the more (Dai & Le 2015): so there is something to learn from wherever a text could end.
         replayed: a batch of the pretraining text; its loss has the share self.replay.
         """
-        at = targets != IGNORED
+        labels, ends = (several[:, None] for several in targets.max(1))
+        early = self.early if self.training else 0.0
+        places = torch.arange(targets.shape[1], device=targets.device)
+        before = (places < ends) * (places + 1) / (ends + 1)
+        shares = (1 - early) * (places == ends) / len(targets) + early * before / before.sum()
+        at = shares > 0
         logits = self(tokens, at).float()
-        labels = targets[at]
-        nats = F.cross_entropy(logits, labels, self.class_weights, reduction="sum") / len(labels)
+        every = labels.expand_as(targets)[at]
+        each = F.cross_entropy(logits, every, self.class_weights, reduction="none")
+        nats = (each * shares[at]).sum()
         if not replayed:
             return nats
         return (1 - self.replay) * nats + self.replay * self.model.loss(*replayed)

@@ -62,12 +62,13 @@ def other_version(path: Path, error: Exception) -> ValueError:
 
 def load(
     path: Path, block_size: int | None = None, fits: int = 0, dropout: float | None = None,
-    text: str | None = None,
+    text: str | None = None, usual_dropout: float | None = None,
 ) -> Pretrained:
     """The run at a path, as it is to be finetuned.
 
     block_size: tokens of a row; None: that of the run, or `fits` if that is more and the model has
-    no learned positions. text: where the pretraining text is, if not where the run says.
+    no learned positions. dropout: None: usual_dropout, if that is given and the stage has one; else
+    that of the run. text: where the pretraining text is, if not where the run says.
     ValueError: no such run, or of a wrong kind.
     """
     checkpoint = runs.load_checkpoint(path)
@@ -89,6 +90,8 @@ def load(
         if "dropout" not in nanogpt.sizes(config.model):
             raise ValueError(f"the stage {config.model} has no --dropout.")
         sizes["dropout"] = dropout
+    elif usual_dropout is not None and "dropout" in nanogpt.sizes(config.model):
+        sizes["dropout"] = usual_dropout
     learned = sizes.get("position") == "learned"
     if block_size is not None and block_size < 1:
         raise ValueError(f"--block-size must be at least 1, not {block_size}.")

@@ -27,6 +27,8 @@ SMALL = OPENERS | PLACES | PRONOUNS | set(
     "them me us there here very too all only just up down out off back again until before after "
     "than more most still never always now once had has have is are be been being can could would "
     "will should did do does".split())
+STARTS = OPENERS | PRONOUNS | NUMBERS | {"there"}  # of what a clause is about
+NEVER = SMALL - OPENERS - PRONOUNS - {"and", "of", "there"}  # in what it is about
 PAST = {  # of verbs that follow no rule
     past: base for base, pasts in (pair.split(":") for pair in (
         "be:was,were begin:began bend:bent bite:bit blow:blew break:broke bring:brought "
@@ -45,6 +47,7 @@ PAST = {  # of verbs that follow no rule
     ).split()) for past in pasts.split(",")
 }
 WORDS = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+NAMED, RESOLVED, SHORTENED = 0.3, 0.7, 0.5  # how often a rule is used where it could be
 CLAUSES = re.compile(r"[.!?;:,\"\n]+|\b(?:and|but|because|so|while|until|when|who|which)\b")
 
 
@@ -80,6 +83,18 @@ def clauses(text: str) -> list[list[str]]:
     return [words for words in found if 3 <= len(words) <= 14]
 
 
+def subjects_first(text: str, generator: np.random.Generator) -> list[list[str]]:
+    """The clauses of a text, each from its subject on; for he or she often the name before."""
+    found, name = [], ""
+    for words in clauses(text):
+        begins = (i for i, word in enumerate(words) if is_name(word) or word.lower() in STARTS)
+        found.append(words[next(begins, 0):])
+        if name and found[-1][0].lower() in ("he", "she") and generator.random() < RESOLVED:
+            found[-1][0] = name
+        name = next((word for word in words if is_name(word)), name)
+    return found
+
+
 def phrases(words: list[str]) -> list[tuple[int, int, str]]:
     """What could be asked about in some words: begin, end and kind of each phrase."""
     found, i = [], 0
@@ -113,13 +128,16 @@ def ask(words: list[str], begin: int, end: int, kind: str) -> str | None:
     """The question that a phrase of a clause answers, or None where the rules know none."""
     verb = next((i for i, word in enumerate(words) if base_of(word)), 0)
     rest = words[:begin] + words[end:]
+    if words[verb + 1:verb + 2] == ["not"] or NEVER & {word.lower() for word in words[:verb]}:
+        return None
     if kind in ("number", "color"):
         opener = f"How many {words[end]}" if kind == "number" else f"What color {words[end]}"
         before = words[:begin - (words[begin - 1].lower() in OPENERS)]
         return turned(opener, before + words[end + 1:], verb) if 0 < verb < begin else None
-    if begin == 0 and end <= verb:
+    owner = words[verb - 1].endswith("'s")  # of something that the rules took for a verb
+    if begin == 0 and end == verb and len(rest) > 2 and not owner:
         return sentence("Who" if kind == "name" else "What", rest)
-    if 0 < verb < begin:
+    if 0 < verb < begin and not owner:
         return turned({"name": "Who", "place": "Where"}.get(kind, "What"), rest, verb)
     return None
 
@@ -128,9 +146,26 @@ def turned(opener: str, words: list[str], verb: int) -> str:
     """Opener, auxiliary, subject, verb and what comes after: What did Anjali bring him?"""
     subject, past, after = words[:verb], words[verb].lower(), words[verb + 1:]
     subject[0] = subject[0] if is_name(subject[0]) or subject[0] == "I" else subject[0].lower()
-    if past in ("was", "were", "had"):
+    if past in ("was", "were") or past == "had" and after and is_past(after[0]):
         return sentence(opener, [past, *subject, *after])
     return sentence(opener, ["did", *subject, base_of(past), *after])
+
+
+def is_past(word: str) -> bool:
+    """Whether it looks like a participle, as in: had brought, had hidden."""
+    return bool(base_of(word)) or word.endswith("en")
+
+
+def named(text: str) -> list[tuple[str, str]]:
+    """What the one who is named in a text could be called if it were not known: name and noun."""
+    words = words_of(text)
+    names = {word.partition("'")[0] for word in words if is_name(word)}
+    she, he = (sum(word.lower() in said for word in words)
+               for said in (("she", "her"), ("he", "his", "him")))
+    if len(names) != 1 or she == he:
+        return []
+    nouns = ("girl", "woman") if she > he else ("boy", "man")
+    return [(name, noun) for name in names for noun in nouns]
 
 
 def sentence(opener: str, words: list[str]) -> str:
@@ -140,18 +175,43 @@ def sentence(opener: str, words: list[str]) -> str:
 def questions(text: str, generator: np.random.Generator, most: int) -> list[tuple[str, str]]:
     """Up to `most` questions about a text, each with the phrase of it that is the answer."""
     found: dict[str, str] = {}
-    parts = clauses(text)
+    for name, noun in named(text):
+        if generator.random() < NAMED:
+            forms = (f"What was the name of the {noun}?", f"What was the {noun}'s name?",
+                     f"What was the {noun} called?")
+            found[forms[generator.integers(len(forms))]] = name
+    parts = subjects_first(text, generator)
     for i in generator.permutation(len(parts)):
-        options = phrases(parts[i])
+        if len(found) >= most:
+            break
+        words, options = parts[i], phrases(parts[i])
         for number in generator.permutation(len(options)):
             begin, end, kind = options[number]
-            asked, answer = ask(parts[i], begin, end, kind), " ".join(parts[i][begin:end])
+            kept = words[:max(end + 1, shorter(words, end, generator))]
+            asked, answer = ask(kept, begin, end, kind), " ".join(words[begin:end])
             if asked and answer in text and asked not in found:
                 found[asked] = answer
                 break
-        if len(found) == most:
-            break
-    return list(found.items())
+    return list(found.items())[:most]
+
+
+def recalled(text: str, generator: np.random.Generator, most: int) -> list[tuple[str, str]]:
+    """Up to `most` questions for what stands after some words of a text."""
+    found, parts = [], [words for words in clauses(text) if len(words) > 4]
+    for i in generator.permutation(len(parts))[:most]:
+        words = parts[i]
+        begin = generator.integers(2, min(5, len(words) - 1))
+        answer = " ".join(words[begin:begin + generator.integers(2, 5)])
+        found.append((f"What comes after {' '.join(words[:begin])}?", answer))
+    return [pair for pair in found if pair[1] in text]
+
+
+def shorter(words: list[str], end: int, generator: np.random.Generator) -> int:
+    """Where a clause may as well end: before one of the words that begin a phrase, or nowhere."""
+    places = [i for i in range(end, len(words)) if words[i].lower() in PLACES]
+    if places and generator.random() < SHORTENED:
+        return places[generator.integers(len(places))]
+    return len(words)
 
 
 def exchanged(texts: list[str], generator: np.random.Generator) -> list[str]:

@@ -21,10 +21,13 @@ from .adapt import TUNES, Tuning
 CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 
-def add_flags(parser: cli.Parser, steps: str, rows: str, evaluations: str) -> None:
+def add_flags(
+    parser: cli.Parser, steps: str, rows: str, evaluations: str,
+    dropout: str = "that of pretraining",
+) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
-    steps, rows, evaluations: what is their default there.
+    steps, rows, evaluations, dropout: what is their default there.
     """
     group = parser.add_argument_group("which weights learn")
     text = "all, the head alone, the last layers, or LoRA's additions (default all)"
@@ -51,7 +54,7 @@ def add_flags(parser: cli.Parser, steps: str, rows: str, evaluations: str) -> No
     add(group, "optimizer", text, str, choices=list(OPTIMIZERS))
     add(group, "schedule", "(default cosine)", str, choices=list(SCHEDULES))
     add(group, "weight_decay", "of matrices (default: that of pretraining, at least 0.1)", float)
-    add(group, "dropout", "(default: that of pretraining)", float)
+    add(group, "dropout", f"(default: {dropout})", float)
     add(group, "average", "evaluate averaged weights; 0 is off (default 0)", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
     add(group, "eval_every", f"steps between evaluations (default {evaluations})")

@@ -455,6 +455,31 @@ def test_training_takes_these_rates(base, reviews, tmp_path, no_plot):
     assert moved["norm.weight"] > 1e-3 and classifier.head.weight.abs().max() > 1e-3
 
 
+def test_while_it_trains_the_tokens_before_the_last_are_labelled_too():
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    classifier = labelled.Classifier(build("gpt", 30, 16), 3, weights)
+    torch.nn.init.normal_(classifier.head.weight)
+    sequences, labels = [[0, 5, 6, 7], [0, 8], [0, 9, 10]], [2, 0, 1]
+    tokens, targets = map(torch.from_numpy, labelled.batch_of(sequences, labels))
+    classifier.early = 0.25
+
+    def nats(row, place):
+        at = torch.zeros_like(targets, dtype=torch.bool)
+        at[row, place] = True
+        logits = classifier(tokens, at)[0]
+        return -logits.log_softmax(0)[labels[row]] * classifier.class_weights[labels[row]]
+
+    last = sum(nats(row, len(ids) - 1) for row, ids in enumerate(sequences)) / 3
+    gains = {(row, i): (i + 1) / len(ids) for row, ids in enumerate(sequences)
+             for i in range(len(ids) - 1)}
+    before = sum(gain * nats(*place) for place, gain in gains.items()) / sum(gains.values())
+    with torch.no_grad():
+        judged = classifier.eval().loss(tokens, targets)
+        assert float(judged) == pytest.approx(float(last), abs=1e-5)
+        trained = classifier.train().loss(tokens, targets)
+        assert float(trained) == pytest.approx(float(0.75 * last + 0.25 * before), abs=1e-5)
+
+
 # Chats
 
 
@@ -507,6 +532,46 @@ def test_capitals_become_small_letters_where_these_alone_are_known(letters):
     assert pretrained.known_ids(bpe, "Anna") == (bpe.encode("Anna"), 0, 0)
 
 
+@pytest.fixture(scope="session")
+def pairs():
+    return data.BytePairTokenizer.train(["the boot was in her old red boot " * 9], 300)
+
+
+def test_an_answer_has_the_byte_pairs_that_it_has_within_a_text(pairs):
+    chunk = chat.encode(Conversation(["her old red boot", "boot"]), pairs, 99)
+    at = chunk.inputs.index(ASSISTANT)
+    answer = chunk.targets[at:-1]
+    assert chunk.targets[-1] == TURN and answer == chunk.inputs[at - len(answer):at]
+    assert pairs.decode(answer) == " boot"
+    assert chat.question(["her old red boot"], pairs) == (chunk.inputs[:at + 1], 0)
+
+
+def test_what_is_spelled_is_learned_letter_by_letter(pairs, letters):
+    for tokenizer in (pairs, letters):
+        chunk = chat.encode(Conversation(["the boot", "boot"], spelled=True), tokenizer, 99)
+        answer = [t for t in chunk.targets if t != IGNORED]
+        begin = chat.prefix(tokenizer)
+        assert [tokenizer.decode([t]) for t in answer[:-1]] == [*begin, *"boot"]
+        plain = chat.encode(Conversation(["the boot", "boot"]), tokenizer, 99)
+        at = plain.inputs.index(ASSISTANT)
+        assert chunk.inputs[:at] == plain.inputs[:at]  # what is asked stays as it is
+    assert len(answer) == 5
+
+
+@torch.no_grad()
+def test_every_kind_of_rows_counts_by_its_rows(letters):
+    model = build("gpt", letters.vocab_size, 32).double()
+    long = chat.encode(Conversation(["a", "bcdefghijklmnopqrstuvw"]), letters, 32)
+    short = chat.encode(Conversation(["abcdefghijklmnopqrstuvw", "x"]), letters, 32)
+    batches = chat.ChatBatches([[long]], 32, 1, ((lambda generator, way: short, 3),))
+    tokens, targets, segments, weights = batches(0, 0)
+    assert weights.sum() == pytest.approx(4) and np.all((weights > 0) == (targets != IGNORED))
+    got = chat.loss_of_answers(model, *map(torch.from_numpy, (tokens, targets, segments, weights)))
+    apart = [model.loss(*map(torch.from_numpy, chat.arrays([[chunk]], 32))) for chunk in
+             (long, short)]
+    assert float(got) == pytest.approx(float(apart[0]) / 4 + float(apart[1]) * 3 / 4, abs=1e-6)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("stage", ["gpt", "lstm", "cnn"])
 def test_packed_conversations_do_not_see_each_other(letters, stage):
@@ -551,9 +616,10 @@ def test_chat_batches_follow_from_seed_and_step_and_fill_their_rows(letters):
     row = one.rows[-1][:1]  # with room
     first, second = (one.filled(row, [5, epoch], 0.0) for epoch in (0, 1))
     assert first[:1] == second[:1] == row and first != second
-    for tokens_, targets, segments in batches:
+    for tokens_, targets, segments, weights in batches:
         learned = targets != IGNORED
         assert np.all(segments[learned] >= 0) and np.all(tokens_[segments == -1] == END)
+        assert np.array_equal(weights > 0, learned)
 
 
 MADE = {  # a clause, and what the rules make of it
@@ -602,6 +668,35 @@ def test_what_is_asked_about_grows_on_the_way():
     first, last = np.mean(lengths(0.0)), np.mean(lengths(1.0))
     assert last > 2 * first
     assert np.mean(lengths(0.5)) == pytest.approx((first + last) / 2, rel=0.3)
+
+
+def test_first_a_passage_is_said_again_and_in_the_end_it_is_asked_about():
+    def shares(way):
+        talks = [curriculum.question_talk(np.random.default_rng(seed), way) for seed in range(60)]
+        again = [talk.messages[0] == curriculum.about(talk.messages[1], asked)
+                 for talk in talks for asked in curriculum.SAY_AGAIN]
+        recalled = [text.startswith("What comes after") for talk in talks
+                    for text in (talk.messages[0].rpartition("\n")[2], *talk.messages[2::2])]
+        return sum(again) / len(talks), np.mean(recalled)
+
+    first, last = shares(0.0), shares(1.0)
+    assert first[0] > 0.6 and first[1] > 0.05 and last == (0, 0)
+
+
+def test_what_is_recalled_stands_in_the_text():
+    text = tasks.tales()["train"][0]["text"]
+    found = questions.recalled(text, np.random.default_rng(0), 6)
+    assert len(found) > 3
+    for asked, answer in found:
+        begin = asked.removeprefix("What comes after ").removesuffix("?")
+        assert f"{begin} {answer}" in text
+
+
+def test_he_and_she_are_asked_about_by_name():
+    text = "Anjali had no hay. She brought him clover."
+    asked = {question for seed in range(20)
+             for question, _ in questions.questions(text, np.random.default_rng(seed), 9)}
+    assert {"What did Anjali bring him?", "What did she bring him?"} <= asked
 
 
 def test_what_is_made_afresh_is_of_training_alone():
