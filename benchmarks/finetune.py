@@ -1,19 +1,19 @@
 """Finetuning beside its baselines: origins of names, topics and lessons of tales.
 
-    python -m benchmarks.finetune [--seeds 3] [--folds 5] [--toy]
+    python -m benchmarks.finetune [--tasks origin,topic,lesson] [--seeds 3] [--folds 5] [--toy]
 
 Origin: on the names that were held out. Topic and lesson: cross-validated over the tales, where
 each fold pretrains on its own training tales, so that no tale was read before it is tested on.
 Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
 bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
-has 1%, 10% and 100% of the labels of the names, to train and to validate on; LoRA goes beside full
-finetuning on all tasks.
+has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
+goes beside full finetuning on the names. Rows of tasks that are not asked for stay in the results.
 --toy: everything, as small as can be, to see that it runs.
 """
 
 import datetime
 import json
-import sys
+import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +24,18 @@ import data
 from benchmarks.ladder import ROOT, SCRIPT, timed
 from data import cli, runs
 from finetune import baselines, classify, labelled, measures, pretrained, settings, tasks
+from finetune.adapt import count
 from nanogpt.machine import choose
 
-SHARES = (0.01, 0.1, 1.0)
+SHARES = {"origin": (1.0, 0.1, 0.01), "topic": (1.0, 0.1), "lesson": (1.0, 0.1)}
+LORA = "finetuned, LoRA"
 NETWORKS = {  # and their flags; "random": the same network from random weights
     "finetuned": [],
-    "finetuned, LoRA": ["--tune=lora", "--rank=8"],
     "random first weights": [],
+    LORA: ["--tune=lora", "--rank=2"],
 }
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
-         "--batch-size=8")
+         "--batch-size=8", "--steps=400")
 NAMES = ("--model=transformer",)
 TOY = ("--steps=2", "--eval-every=2", "--batch-size=4")
 
@@ -56,8 +58,9 @@ def fold_folder(splits: dict, folder: Path) -> Path:
 
 def network(
     base: Path, task: tasks.Task, name: str, seed: int, scratch: Path, toy: bool
-) -> np.ndarray:
-    """Which test items (N,) a network gets right."""
+) -> tuple[np.ndarray, dict]:
+    """Which test items (N,) a network gets right; how many of its parameters learned that, and in
+    how many seconds."""
     more = [*TOY] if toy else []
     args = classify.make_parser().parse_args([*NETWORKS[name], *more, f"--seed={seed}",
                                               "--device=cpu"])
@@ -73,10 +76,12 @@ def network(
     })
     run = runs.make_run(scratch / "run")
     machine = choose("cpu")
-    classifier, _ = classify.fit(begun, splits, config, run, about, machine,
+    classifier, progress = classify.fit(begun, splits, config, run, about, machine,
                                  random=name.startswith("random"))
     found = labelled.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
-    return measures.truth(found, splits["test"].labels) == found
+    learned = about["config"]["finetune"].get("trained_parameters", count(classifier)[0])
+    right = measures.truth(found, splits["test"].labels) == found
+    return right, {"trained_parameters": learned, "seconds": progress.seconds}
 
 
 def plain(task: tasks.Task, toy: bool) -> dict[str, np.ndarray]:
@@ -97,13 +102,17 @@ def plain(task: tasks.Task, toy: bool) -> dict[str, np.ndarray]:
             for name, predicted in found.items()}
 
 
-def judged(task: str, right: dict[str, np.ndarray], **more) -> list[dict]:
-    """A row for each name: right (N,), averaged over seeds where there are some, and how far
-    finetuning is ahead."""
+def judged(
+    task: str, right: dict[str, np.ndarray], costs: dict[str, list[dict]], **more
+) -> list[dict]:
+    """A row for each name: right (N,), averaged over seeds where there are some, how far
+    finetuning is ahead, and what each of its networks cost."""
     rows = []
     for name, values in right.items():
         row = {"task": task, "name": name, "accuracy": float(values.mean()),
                "interval": measures.mean_interval(values.astype(float)), "n": len(values), **more}
+        for what in ("trained_parameters", "seconds") if name in costs else ():
+            row[what] = statistics.median(cost[what] for cost in costs[name])
         if name != "finetuned":
             row["behind_finetuned"], row["behind_interval"] = measures.paired(
                 right["finetuned"], values)
@@ -111,13 +120,15 @@ def judged(task: str, right: dict[str, np.ndarray], **more) -> list[dict]:
     return rows
 
 
-def origin(seeds: int, scratch: Path, toy: bool, share: float = 1.0) -> list[dict]:
+def origin(seeds: int, scratch: Path, toy: bool, share: float) -> list[dict]:
     """The names, with a share of the labels."""
     base = scratch / "names"
     if not base.exists():
         pretrain(NAMES, "names", base, toy)
     task = fewer(tasks.load("origin"), share)
-    return judged("origin", scores([(base, task)], seeds, scratch, toy), share=share)
+    names = [name for name in NETWORKS if name != LORA or share == 1]
+    found = scores([(base, task)], names, seeds, scratch, toy)
+    return judged("origin", *found, share=share, seeds=seeds)
 
 
 def fewer(task: tasks.Task, share: float) -> tasks.Task:
@@ -134,8 +145,10 @@ def fewer(task: tasks.Task, share: float) -> tasks.Task:
     return replace(task, splits=task.splits | kept)
 
 
-def tale_task(name: str, seeds: int, folds: int, scratch: Path, toy: bool) -> list[dict]:
-    """Topic or lesson, cross-validated."""
+def tale_task(
+    name: str, seeds: int, folds: int, scratch: Path, toy: bool, share: float
+) -> list[dict]:
+    """Topic or lesson, cross-validated, with a share of the labels."""
     examples = [tasks.as_example(tale, name) for tale in data.tales()]
     pairs = []
     for number, splits in enumerate(tasks.folds(examples, folds)):
@@ -143,28 +156,33 @@ def tale_task(name: str, seeds: int, folds: int, scratch: Path, toy: bool) -> li
         if not base.exists():  # the folds of all tasks are of the same tales
             folder = fold_folder(splits, scratch / f"fold-{number}")
             pretrain(TALES, str(folder), base, toy)
-        pairs.append((base, tasks.make(name, splits)))
-    return judged(name, scores(pairs, seeds, scratch, toy), folds=folds)
+        pairs.append((base, fewer(tasks.make(name, splits), share)))
+    names = [other for other in NETWORKS if other != LORA]
+    found = scores(pairs, names, seeds, scratch, toy)
+    return judged(name, *found, share=share, seeds=seeds, folds=folds)
 
 
 def scores(
-    pairs: list[tuple[Path, tasks.Task]], seeds: int, scratch: Path, toy: bool
-) -> dict[str, np.ndarray]:
-    """What each row gets right, over the test items of all pairs of a run and a task, in order."""
+    pairs: list[tuple[Path, tasks.Task]], names: list[str], seeds: int, scratch: Path, toy: bool
+) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+    """What each row gets right, over the test items of all pairs of a run and a task, in order;
+    and what each training of a network cost."""
     right: dict[str, list[np.ndarray]] = {}
+    costs: dict[str, list[dict]] = {name: [] for name in names}
     for base, task in pairs:
-        for name in NETWORKS:
+        for name in names:
             each = [network(base, task, name, seed, scratch, toy) for seed in range(seeds)]
-            right.setdefault(name, []).append(np.mean(each, 0))
+            right.setdefault(name, []).append(np.mean([found for found, _ in each], 0))
+            costs[name] += [cost for _, cost in each]
         for name, values in plain(task, toy).items():
             right.setdefault(name, []).append(values.astype(float))
-    return {name: np.concatenate(parts) for name, parts in right.items()}
+    return {name: np.concatenate(parts) for name, parts in right.items()}, costs
 
 
 def table(rows: list[dict]) -> str:
     """A row a model."""
-    lines = ["| task | labels | model | accuracy | finetuning is ahead by |",
-             "| --- | --- | --- | --- | --- |"]
+    lines = ["| task | labels | model | learned parameters | seconds | accuracy | finetuning is "
+             "ahead by |", "| --- " * 7 + "|"]
     for row in rows:
         low, high = row["interval"]
         ahead = "-"
@@ -172,13 +190,18 @@ def table(rows: list[dict]) -> str:
             first, last = row["behind_interval"]
             ahead = f"{row['behind_finetuned']:+.3f} ({first:+.3f} to {last:+.3f})"
         share = f"{row.get('share', 1):.0%}"
-        lines.append(f"| {row['task']} | {share} | {row['name']} | {row['accuracy']:.3f} "
+        cost = "- | -"
+        if "seconds" in row:
+            cost = f"{row['trained_parameters']:,.0f} | {row['seconds']:.0f}"
+        lines.append(f"| {row['task']} | {share} | {row['name']} | {cost} | {row['accuracy']:.3f} "
                      f"({low:.3f} to {high:.3f}) | {ahead} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.finetune", description=__doc__)
+    text = f"some of {', '.join(SHARES)}, with commas between (default all)"
+    cli.add(parser, "tasks", text, str, metavar="NAMES")
     cli.add(parser, "seeds", "of each network (default 3)")
     cli.add(parser, "folds", "of the tales (default 5)")
     cli.add(parser, "toy", "as small as can be", bool)
@@ -188,24 +211,30 @@ def main() -> None:
     if seeds < 1 or folds < 3:
         raise ValueError("--seeds must be at least 1 and --folds at least 3.")
     toy = bool(args.toy)
+    names = args.tasks.split(",") if args.tasks else list(SHARES)
+    if unknown := set(names) - set(SHARES):
+        raise ValueError(f"--tasks knows {', '.join(SHARES)}, and not {', '.join(unknown)}.")
     out = args.out or ROOT / "benchmarks/results/finetune.json"
-    rows: list[dict] = []
+    rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else []
+    when = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
+            "toy": toy}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        for share in SHARES[::-1]:
-            rows += origin(seeds, scratch, toy, share)
-            write(rows, out, seeds, toy)
-        for name in ("topic", "lesson"):
-            rows += tale_task(name, seeds, folds, scratch, toy)
-            write(rows, out, seeds, toy)
-    print(table(rows))
+        for name in names:
+            for share in SHARES[name]:
+                if name == "origin":
+                    new = origin(seeds, Path(folder), toy, share)
+                else:
+                    new = tale_task(name, seeds, folds, Path(folder), toy, share)
+                rows = [row for row in rows if (row["task"], row["share"]) != (name, share)]
+                rows += [row | when for row in new]
+                runs.write_json(out, {"rows": sorted(rows, key=place)})
+                print(table(new), flush=True)
+    print(table(sorted(rows, key=place)))
 
 
-def write(rows: list[dict], out: Path, seeds: int, toy: bool) -> None:
-    """What is there so far, for all of it takes hours."""
-    about = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
-             "command": sys.argv[1:], "seeds": seeds, "toy": toy}
-    runs.write_json(out, about | {"rows": rows})
+def place(row: dict) -> tuple[int, float]:
+    """Where a row stands: by its task, the most labels first."""
+    return list(SHARES).index(row["task"]), -row["share"]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""Which tokens for following instructions: the whole chain with characters and with byte pairs.
+"""Following instructions, the whole chain as `make finetune` has it: pretrain, teach, judge.
 
-    python -m benchmarks.instruct [--pretrain 300] [--steps 600] [--judged 50] [--toy]
+    python -m benchmarks.instruct [--seeds 3] [--tokens NAME] [--pretrain N] [--steps N] [--toy]
 
-Byte pairs pack more: a tale and its questions fit into fewer tokens. Characters spell: to turn a
-word around a model need not know by heart what its tokens are made of. Each choice gets rows that
-hold the longest tale with its questions, batches of about as many characters, and as many steps.
-Beside the seconds: what finetune.instruct reports of held-out tales, words and phrasings, greedy.
+Each seed is of pretraining and of teaching. Beside the seconds, from start to end of both
+processes: what finetune.instruct reports of held-out tales, words and phrasings, greedy. Questions
+go beside the best answers by word overlap on the same questions, with a paired interval of the
+mean over the seeds.
+
+--tokens compares tokenizers, by fewer steps: byte pairs pack more, so that a tale and its
+questions fit into fewer tokens; characters spell, so that a word can be turned around without
+knowing by heart what its tokens are made of. Each gets rows that hold the longest tale with its
+questions, batches of about as many characters, and as many steps. Rows of other seeds, tokens and
+steps stay in the file of results.
 """
 
 import datetime
@@ -14,75 +20,106 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.ladder import ROOT, SCRIPT, timed
+import numpy as np
+
+from benchmarks.ladder import ROOT, SCRIPT, spread, timed
 from data import cli, runs
+from finetune import baselines, measures, tasks
 
 CHOICES = {  # flags of pretraining; rows that hold a tale, and about as many characters a batch
+    "1024": ["--tokenizer=bpe", "--vocab-size=1024", "--block-size=512", "--batch-size=8"],
+    "512": ["--tokenizer=bpe", "--vocab-size=512", "--block-size=640", "--batch-size=8"],
     "characters": ["--tokenizer=char", "--block-size=1280", "--batch-size=9"],
-    "512 byte pairs": ["--tokenizer=bpe", "--vocab-size=512", "--block-size=640",
-                       "--batch-size=8"],
-    "1,024 byte pairs": ["--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
-                         "--batch-size=8"],
 }
+PRETRAIN, STEPS = 500, 2200  # as in the Makefile
 
 
-def row(name: str, flags: list[str], args, scratch: Path) -> dict:
+def row(name: str, seed: int, args, scratch: Path) -> dict:
     """Pretrain, teach and judge; what came of it."""
     base, taught = scratch / "base", scratch / "taught"
-    common = ["--device=cpu", f"--seed={args.seed}"]
-    size = flags[-1:]
-    if args.toy:
-        size = ["--batch-size=3"]  # the least: a row of each kind
-    first = timed([*SCRIPT, "--model=gpt", "--data=tales", *flags[:-1], *size, *common,
-                   f"--steps={args.pretrain}", f"--out={base}"])
-    second = timed([sys.executable, "-m", "finetune.instruct", f"--from={base}", *size, *common,
-                    f"--steps={args.steps}", f"--judged={args.judged}", f"--out={taught}"])
+    flags, common = CHOICES[name], ["--device=cpu", f"--seed={seed}"]
+    size = ["--batch-size=3"] if args.toy else flags[-1:]  # the least: a row of each kind
+    judged = [f"--judged={args.judged}"] if args.judged else []
+    seconds = timed([*SCRIPT, "--model=gpt", "--data=tales", *flags[:-1], *size, *common,
+                     f"--steps={args.pretrain}", f"--out={base}"])
+    seconds += timed([sys.executable, "-m", "finetune.instruct", f"--from={base}", *size, *common,
+                      f"--steps={args.steps}", *judged, f"--out={taught}"])
     result = json.loads((taught / "result.json").read_text("utf-8"))
+    every = json.loads((taught / "after.json").read_text("utf-8"))["answers"]
     after = result["after"]
     return {
-        "name": name, "pretraining_seconds": first, "finetuning_seconds": second,
-        "parameters": result["parameters"],
+        "tokens": name, "seed": seed, "pretrain": args.pretrain, "steps": args.steps,
+        "seconds": seconds, "parameters": result["parameters"],
         "bits_per_char": after["tale_loss"]["bits_per_char"],
-        "questions": after["questions"]["greedy"]["exact"],
-        **{f"strings_{kind}": after["strings"]["greedy"][kind]["exact"]
+        "questions": [measures.exact(entry["greedy"], entry["expected"]) for entry in every
+                      if entry["kind"] == "question"],
+        **{f"strings_{kind}": after["strings"]["greedy"][kind]["by_task"]
            for kind in ("seen", "unseen")},
+        "tales": after["tales"]["greedy"],
     }
 
 
+def by_words(number: int) -> np.ndarray:
+    """Which of the first questions of the held-out tales word overlap answers, (number,)."""
+    parts = tasks.tales()
+    overlap = baselines.Overlap([tale["text"] for tale in parts["train"]])
+    right = [measures.exact(overlap(tale["text"], asked["question"]), asked["answer"])
+             for tale in parts["test"] for asked in tale["questions"]]
+    return np.array(right[:number])
+
+
 def table(rows: list[dict]) -> str:
-    lines = ["| tokens | true tales, bits per character | questions, exact | string tasks, exact | "
-             "in other phrasings | seconds, both |", "| --- " * 6 + "|"]
-    for row in rows:
-        shares = [f"{row[name]['mean']:.3f} ({row[name]['interval'][0]:.3f} to "
-                  f"{row[name]['interval'][1]:.3f})"
-                  for name in ("questions", "strings_seen", "strings_unseen")]
-        seconds = row["pretraining_seconds"] + row["finetuning_seconds"]
-        lines.append(" | ".join([f"| {row['name']}", f"{row['bits_per_char']:.4f}", *shares,
-                                 f"{seconds:.0f} |"]))
+    """A row for each choice of tokens and steps, over its seeds."""
+    lines = ["| tokens | steps: pretraining, teaching | seeds | true tales, bits per character | "
+             "string tasks, exact | in other phrasings | questions, exact | ahead of word overlap "
+             "by | minutes |", "| --- " * 9 + "|"]
+    for key in dict.fromkeys(map(choice, rows)):
+        group = [row for row in rows if choice(row) == key]
+        shares = [spread([float(np.mean(list(row[f"strings_{kind}"].values()))) for row in group],
+                         3) for kind in ("seen", "unseen")]
+        right = np.mean([row["questions"] for row in group], 0)
+        ahead, (low, high) = measures.paired(right, by_words(len(right)))
+        name = key[0] if key[0] == "characters" else f"{int(key[0]):,} byte pairs"
+        lines.append(" | ".join([
+            f"| {name}", f"{key[1]:,}, {key[2]:,}", str(len(group)),
+            spread([row["bits_per_char"] for row in group], 3), *shares,
+            spread([float(np.mean(row["questions"])) for row in group], 3),
+            f"{ahead:+.3f} ({low:+.3f} to {high:+.3f})",
+            f"{np.mean([row['seconds'] for row in group]) / 60:.0f} |"]))
     return "\n".join(lines)
+
+
+def choice(row: dict) -> tuple[str, int, int]:
+    return row["tokens"], row["pretrain"], row["steps"]
 
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.instruct", description=__doc__)
-    cli.add(parser, "pretrain", "steps of pretraining (default 300)")
-    cli.add(parser, "steps", "of finetuning (default 600)")
-    cli.add(parser, "judged", "tales, and prompts of each string task (default 50)")
-    cli.add(parser, "seed", "(default 0)")
+    cli.add(parser, "seeds", "so many of them (default 3)")
+    cli.add(parser, "first", "the first of them (default 0)")
+    cli.add(parser, "tokens", f"{', '.join(CHOICES)} or all (default 1024)", str,
+            choices=[*CHOICES, "all"])
+    cli.add(parser, "pretrain", f"steps of pretraining (default {PRETRAIN})")
+    cli.add(parser, "steps", f"of teaching (default {STEPS:,})")
+    cli.add(parser, "judged", "tales, and prompts of each string task (default 100, 20)")
     cli.add(parser, "toy", "as small as can be", bool)
     cli.add(parser, "out", "(default benchmarks/results/instruct.json)", Path)
-    parser.set_defaults(pretrain=300, steps=600, judged=50, seed=0)
+    parser.set_defaults(seeds=3, first=0, tokens="1024", pretrain=PRETRAIN, steps=STEPS)
     args = parser.parse_args()
     if args.toy:
         args.pretrain, args.steps, args.judged = 2, 2, 1
-    rows = []
-    for name, flags in CHOICES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(row(name, flags, args, Path(folder)))
-        about = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
-                 "command": sys.argv[1:], "toy": bool(args.toy)}
-        out = args.out or ROOT / "benchmarks/results/instruct.json"
-        runs.write_json(out, about | {"rows": rows})
-        print(table(rows).splitlines()[-1], flush=True)
+    out = args.out or ROOT / "benchmarks/results/instruct.json"
+    rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else []
+    when = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
+            "toy": bool(args.toy)}
+    for name in CHOICES if args.tokens == "all" else [args.tokens]:
+        for seed in range(args.first, args.first + args.seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                new = row(name, seed, args, Path(folder)) | when
+            rows = [old for old in rows if (choice(old), old["seed"]) != (choice(new), seed)]
+            rows.append(new)
+            runs.write_json(out, {"rows": rows})
+            print(table([new]).splitlines()[-1], flush=True)
     print(table(rows))
 
 

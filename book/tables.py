@@ -5,9 +5,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import finetune as benchmark_of_finetuning
+from benchmarks import instruct as benchmark_of_instructions
 from benchmarks import ladder as benchmark_of_ladder
 from benchmarks import nano as benchmark_of_nano
 from benchmarks import text as benchmark_of_text
+from benchmarks import tunings as benchmark_of_tunings
 from benchmarks import without_torch as benchmark_of_numpy
 from makemore import diff
 
@@ -114,6 +117,31 @@ def sampling() -> str:
     return markdown(["tokens a second", *sizes], table)
 
 
+def sorting() -> str:
+    """Finetuning to sort, beside its baselines."""
+    return benchmark_of_finetuning.table(benchmark("finetune")["rows"])
+
+
+def tunings() -> str:
+    """What learns, and what that costs."""
+    return benchmark_of_tunings.table(benchmark("tunings")["rows"])
+
+
+def instructions() -> str:
+    """Following instructions: the whole chain."""
+    return benchmark_of_instructions.table(benchmark("instruct")["rows"])
+
+
+def string_tasks() -> str:
+    """Exact answers to every string task, over the seeds of the chain."""
+    rows = [row for row in benchmark("instruct")["rows"]
+            if row["steps"] == benchmark_of_instructions.STEPS]
+    kinds = {"strings_seen": "as trained on", "strings_unseen": "in other phrasings"}
+    table = [[task, *(f"{sum(row[kind][task] for row in rows) / len(rows):.2f}" for kind in kinds)]
+             for task in rows[0]["strings_seen"]]
+    return markdown(["task, on unseen words", *kinds.values()], table)
+
+
 def pace(row: dict, first: bool) -> str:
     """Tokens a second, and how many times nanoGPT's these are."""
     speed, ratio = row["per_second"], row["ratio"]
@@ -126,5 +154,6 @@ def pace(row: dict, first: bool) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (rungs, peers, ladder, without_torch, nano, text, sampling)
+    for function in (rungs, peers, ladder, without_torch, nano, text, sampling, sorting,
+                     tunings, instructions, string_tasks)
 }

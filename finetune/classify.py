@@ -149,8 +149,7 @@ def config_for(
     rows = args.batch_size or (64 if lengths[len(lengths) // 2] < 64 else 16)
     steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
     defaults = dict(steps=steps, batch_size=rows)
-    usual = settings.default_optimizer(pretrained.config, args.tune or "all")
-    if (args.optimizer or usual) == "muon":
+    if settings.optimizer_of(pretrained.config, args) == "muon":
         defaults["lr"] = LR
     return settings.config_of(pretrained.config, args, defaults), balance
 

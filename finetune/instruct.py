@@ -41,7 +41,8 @@ from .pretrained import (
 from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
-STEPS = 2000  # at most, if the user says nothing
+STEPS = 2200  # at most, if the user says nothing
+LR = 0.015  # of Muon, as well
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -56,7 +57,7 @@ def make_parser() -> cli.Parser:
     add(group, "judged", text)
     text = "a run that sorts by topic, to judge tales (default: n-grams)"
     add(group, "topics", text, Path, metavar="RUN")
-    steps = "2,000; of your own 6 times through them, from 100 to 2,000"
+    steps = "2,200; of your own 6 times through them, from 100 to 2,200"
     settings.add_flags(parser, steps, "8", "a tenth of the steps")
     return parser
 
@@ -114,6 +115,8 @@ def new_run(args: Namespace) -> Path:
         steps = min(STEPS, max(100, 6 * -(-len(rows["train"]) // max(batch, 1))))
     every = max(1, (args.steps or steps) // 10)  # seldom, for there is much to go through
     defaults = dict(steps=steps, batch_size=batch, eval_every=every)
+    if settings.optimizer_of(pretrained.config, args) == "muon":
+        defaults["lr"] = LR
     config = settings.config_of(pretrained.config, args, defaults)
     machine = settings.machine_of(config)  # this and the next lines say what is not to be had
     replay = replay_of(pretrained, config, share)

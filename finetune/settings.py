@@ -120,7 +120,7 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
     """
     chosen = given(args)
     steps, tune = chosen.get("steps", defaults["steps"]), chosen.get("tune", "all")
-    optimizer = chosen.get("optimizer") or default_optimizer(config, tune)
+    optimizer = optimizer_of(config, args)
     plain = dict(
         warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
         lr=default_lr(optimizer, tune, config.sizes.get("width", 128)),
@@ -141,9 +141,11 @@ def machine_of(config: Config) -> Machine:
     return choose(config.device, config.dtype)
 
 
-def default_optimizer(config: Config, tune: str) -> str:
-    """That of pretraining, where it is one for all weights; small additions go with adamw."""
-    return config.optimizer if tune in ("all", "last") else "adamw"
+def optimizer_of(config: Config, args: Namespace) -> str:
+    """The one asked for, or that of pretraining, which is one for all weights; small additions go
+    with adamw."""
+    usual = config.optimizer if args.tune in (None, "all", "last") else "adamw"
+    return args.optimizer or usual
 
 
 def default_lr(optimizer: str, tune: str, width: int) -> float:
