@@ -1206,7 +1206,10 @@ def test_the_regression_weighs_the_labels_of_a_skewed_set_as_the_network_does(mo
 
 def test_how_far_finetuning_is_ahead():
     right = {"finetuned": np.array([1, 1, 0.5, 0]), "n-gram regression": np.array([1, 0, 0, 0.0])}
-    rows = benchmark.judged("topic", right, folds=4)
+    costs = {"finetuned": [{"trained_parameters": 5, "seconds": n} for n in (1, 9, 2)]}
+    rows = benchmark.judged("topic", right, costs, folds=4)
+    assert (rows[0]["trained_parameters"], rows[0]["seconds"]) == (5, 2)
+    assert "seconds" not in rows[1]
     assert [row["accuracy"] for row in rows] == [0.625, 0.25]
     assert rows[1]["behind_finetuned"] == 0.375
     low, high = rows[1]["behind_interval"]
