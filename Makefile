@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PRETRAINED := --model=gpt --data=tales --tokenizer=bpe --vocab-size=1024 --block-size=512 \
 	--batch-size=8 --steps=500
-TAUGHT := --steps=2200
+TAUGHT := --steps=3200
 RECIPE := $(PRETRAINED) / $(TAUGHT)
 
 .PHONY: demo test results docs book finetune clean

@@ -211,6 +211,8 @@ def main() -> None:
     if seeds < 1 or folds < 3:
         raise ValueError("--seeds must be at least 1 and --folds at least 3.")
     toy = bool(args.toy)
+    if toy and not args.out:
+        raise ValueError("--toy is not for the results: say where to, by --out=FILE.")
     names = args.tasks.split(",") if args.tasks else list(SHARES)
     if unknown := set(names) - set(SHARES):
         raise ValueError(f"--tasks knows {', '.join(SHARES)}, and not {', '.join(unknown)}.")

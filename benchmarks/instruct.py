@@ -31,7 +31,8 @@ CHOICES = {  # flags of pretraining; rows that hold a tale, and about as many ch
     "512": ["--tokenizer=bpe", "--vocab-size=512", "--block-size=640", "--batch-size=8"],
     "characters": ["--tokenizer=char", "--block-size=1280", "--batch-size=9"],
 }
-PRETRAIN, STEPS = 500, 2200  # as in the Makefile
+SHOWN = 8  # answers of each kind that are kept
+TOKENS, PRETRAIN, STEPS = "1024", 500, 3200  # as in the Makefile
 
 
 def row(name: str, seed: int, args, scratch: Path) -> dict:
@@ -44,19 +45,32 @@ def row(name: str, seed: int, args, scratch: Path) -> dict:
                      f"--steps={args.pretrain}", f"--out={base}"])
     seconds += timed([sys.executable, "-m", "finetune.instruct", f"--from={base}", *size, *common,
                       f"--steps={args.steps}", *judged, f"--out={taught}"])
+    return {"tokens": name, "seed": seed, "pretrain": args.pretrain, "steps": args.steps,
+            "seconds": seconds} | read(taught)
+
+
+def read(taught: Path) -> dict:
+    """What came of a run of finetune.instruct, with some answers of each kind."""
     result = json.loads((taught / "result.json").read_text("utf-8"))
     every = json.loads((taught / "after.json").read_text("utf-8"))["answers"]
     after = result["after"]
+    kinds = dict.fromkeys(entry["kind"] for entry in every)
     return {
-        "tokens": name, "seed": seed, "pretrain": args.pretrain, "steps": args.steps,
-        "seconds": seconds, "parameters": result["parameters"],
+        "parameters": result["parameters"],
         "bits_per_char": after["tale_loss"]["bits_per_char"],
         "questions": [measures.exact(entry["greedy"], entry["expected"]) for entry in every
                       if entry["kind"] == "question"],
         **{f"strings_{kind}": after["strings"]["greedy"][kind]["by_task"]
            for kind in ("seen", "unseen")},
         "tales": after["tales"]["greedy"],
+        "shown": [entry for kind in kinds
+                  for entry in some([e for e in every if e["kind"] == kind])],
     }
+
+
+def some(entries: list[dict]) -> list[dict]:
+    """SHOWN of them, from all over."""
+    return entries[::max(1, len(entries) // SHOWN)][:SHOWN]
 
 
 def by_words(number: int) -> np.ndarray:
@@ -89,23 +103,32 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def choice(row: dict) -> tuple[str, int, int]:
-    return row["tokens"], row["pretrain"], row["steps"]
+def choice(row: dict) -> tuple[str, int, int, int]:
+    """What rows have in common that are of one choice and differ by their seeds."""
+    return row["tokens"], row["pretrain"], row["steps"], len(row["questions"])
+
+
+def chosen(rows: list[dict]) -> list[dict]:
+    """The rows of what `make finetune` does, by their seeds."""
+    rows = [row for row in rows if choice(row)[:3] == (TOKENS, PRETRAIN, STEPS)]
+    return sorted(rows, key=lambda row: row["seed"])
 
 
 def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.instruct", description=__doc__)
     cli.add(parser, "seeds", "so many of them (default 3)")
     cli.add(parser, "first", "the first of them (default 0)")
-    cli.add(parser, "tokens", f"{', '.join(CHOICES)} or all (default 1024)", str,
+    cli.add(parser, "tokens", f"{', '.join(CHOICES)} or all (default {TOKENS})", str,
             choices=[*CHOICES, "all"])
     cli.add(parser, "pretrain", f"steps of pretraining (default {PRETRAIN})")
     cli.add(parser, "steps", f"of teaching (default {STEPS:,})")
     cli.add(parser, "judged", "tales, and prompts of each string task (default 100, 20)")
     cli.add(parser, "toy", "as small as can be", bool)
     cli.add(parser, "out", "(default benchmarks/results/instruct.json)", Path)
-    parser.set_defaults(seeds=3, first=0, tokens="1024", pretrain=PRETRAIN, steps=STEPS)
+    parser.set_defaults(seeds=3, first=0, tokens=TOKENS, pretrain=PRETRAIN, steps=STEPS)
     args = parser.parse_args()
+    if args.toy and not args.out:
+        raise ValueError("--toy is not for the results: say where to, by --out=FILE.")
     if args.toy:
         args.pretrain, args.steps, args.judged = 2, 2, 1
     out = args.out or ROOT / "benchmarks/results/instruct.json"

@@ -55,11 +55,14 @@ def makemore_split(folder: Path) -> Path:
     return folder
 
 
-def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) -> dict:
-    """A bare default run."""
+def ours(
+    stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path,
+    more: tuple[str, ...] = (),
+) -> dict:
+    """A bare default run, or one with more flags."""
     run = scratch / f"{stage}-{seed}"
     flags = [f"--model={stage}", f"--data={folder}", "--lines"]
-    seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}"])
+    seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}", *more])
     result = json.loads((run / "result.json").read_text("utf-8"))
     model, tokenizer = load_run(run)
     batches = data.LineBatches([tokenizer.encode(line) for line in unseen], 10**6, 1)

@@ -134,12 +134,20 @@ def instructions() -> str:
 
 def string_tasks() -> str:
     """Exact answers to every string task, over the seeds of the chain."""
-    rows = [row for row in benchmark("instruct")["rows"]
-            if row["steps"] == benchmark_of_instructions.STEPS]
+    rows = benchmark_of_instructions.chosen(benchmark("instruct")["rows"])
     kinds = {"strings_seen": "as trained on", "strings_unseen": "in other phrasings"}
     table = [[task, *(f"{sum(row[kind][task] for row in rows) / len(rows):.2f}" for kind in kinds)]
              for task in rows[0]["strings_seen"]]
     return markdown(["task, on unseen words", *kinds.values()], table)
+
+
+def answers() -> str:
+    """Some answers of the first seed, to questions and string tasks."""
+    row = benchmark_of_instructions.chosen(benchmark("instruct")["rows"])[0]
+    table = [[entry[key].replace("|", "\\|").replace("\n", " ")
+              for key in ("prompt", "expected", "greedy")]
+             for entry in row["shown"] if entry["kind"] != "tale"]
+    return markdown(["asked", "right", "said"], table)
 
 
 def pace(row: dict, first: bool) -> str:
@@ -155,5 +163,5 @@ def pace(row: dict, first: bool) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (rungs, peers, ladder, without_torch, nano, text, sampling, sorting,
-                     tunings, instructions, string_tasks)
+                     tunings, instructions, string_tasks, answers)
 }

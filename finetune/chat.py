@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 import data
@@ -23,6 +24,7 @@ from data import ASSISTANT, END, TURN, USER
 from data.batches import items
 from makemore.model import IGNORED, LanguageModel
 from nanogpt.generate import draw, generate, uniforms_of
+from nanogpt.gpt import CHUNK
 
 from . import tasks
 from .pretrained import Known, Replay, known_ids
@@ -87,6 +89,14 @@ def prefix(tokenizer: data.Tokenizer) -> str:
     tokens that it has within a text, and what an answer takes from a text is the same there and
     here."""
     return "" if tokenizer.kind == "char" else " "
+
+
+def check_format(saved: dict, tokenizer: data.Tokenizer) -> None:
+    """ValueError: settings of a run that was taught with messages that begin otherwise."""
+    if saved["finetune"].get("prefix", "") != prefix(tokenizer):
+        raise ValueError("this run was taught by another version of this project, whose messages "
+                         "begin otherwise; teach it anew: python -m finetune.instruct "
+                         f"--from={saved['finetune']['from']}")
 
 
 def message_ids(tokenizer: data.Tokenizer, text: str, spelled: bool = False) -> Known:
@@ -222,11 +232,21 @@ def weights(targets: np.ndarray) -> np.ndarray:
 def loss_of_answers(
     model: LanguageModel, tokens: Tensor, targets: Tensor, segments: Tensor, weights: Tensor
 ) -> Tensor:
-    """Mean nats of the targets (B, T) that are not -1, each by its weight (B, T)."""
+    """Mean nats of the targets (B, T) that are not -1, each by its weight (B, T); a chunk of the
+    logits at a time."""
+    def part(x: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        nats = F.cross_entropy(model.logits(x).float(), targets, reduction="none")
+        return (nats * weights).sum()
+
     x, _ = model.features(tokens, segments=segments)
     at = targets != IGNORED
-    nats = F.cross_entropy(model.logits(x[at]).float(), targets[at], reduction="none")
-    return (nats * weights[at]).sum() / weights[at].sum()
+    every = x[at], targets[at], weights[at]
+    chunks = max(1, -(-len(every[0]) * model.vocab_size // CHUNK))
+    if chunks == 1:
+        return part(*every) / every[2].sum()
+    # what is forgotten of a chunk is made again for the gradient
+    return sum(checkpoint(part, *several, use_reentrant=False)
+               for several in zip(*(values.chunk(chunks) for values in every))) / every[2].sum()
 
 
 def read(path: Path) -> list[Conversation]:

@@ -76,7 +76,7 @@ def make_parser() -> cli.Parser:
     steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
     every = "a twentieth of the steps, at least 10"
     dropout = f"{DROPOUT}, where the stage has one"
-    settings.add_flags(parser, steps, "16, of short texts 64", every, dropout)
+    settings.add_flags(parser, steps, "16, of short texts 64", every, LR, dropout)
     return parser
 
 
@@ -149,9 +149,7 @@ def config_for(
     rows = args.batch_size or (64 if lengths[len(lengths) // 2] < 64 else 16)
     steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
     defaults = dict(steps=steps, batch_size=rows)
-    if settings.optimizer_of(pretrained.config, args) == "muon":
-        defaults["lr"] = LR
-    return settings.config_of(pretrained.config, args, defaults), balance
+    return settings.config_of(pretrained.config, args, defaults, LR), balance
 
 
 def early_of(args: Namespace) -> float:
@@ -343,7 +341,8 @@ def fit(
     classes = len(saved["labels"])
     weights = class_weights(splits["train"].labels, classes, saved["balance"])
     classifier = Classifier(model, classes, weights)
-    classifier.replay, classifier.early = 0.0 if random else saved["replay"], saved["early"]
+    classifier.early = saved.get("early", 0.0)
+    classifier.replay = 0.0 if random else saved["replay"]
     replay = replay_of(pretrained, config, classifier.replay)
     adapt(model, tuning, speaks_too(tuning, classifier.replay))
     if resume:
@@ -494,7 +493,7 @@ def from_random(
             resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
-        rate = LR if optimizer == "muon" else settings.default_lr(optimizer, "all", width)
+        rate = settings.default_lr(optimizer, "all", width, LR)
         config = replace(config, optimizer=optimizer, lr=rate)
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
 

@@ -69,8 +69,8 @@ def question_talk(generator: np.random.Generator, way: float) -> Conversation:
                  if q["answer"] in text and generator.random() < ASKED]
         most = generator.integers(2, MOST + 1)
         if generator.random() < between(RECALLED, way):
-            pairs += questions.recalled(text, generator, most)
-        pairs += questions.questions(text, generator, max(1, most - len(pairs)))
+            pairs += questions.recalled(text, generator, most - len(pairs))
+        pairs += questions.questions(text, generator, most - len(pairs))
         if pairs:
             break
     said = [part for i in generator.permutation(len(pairs)) for part in pairs[i]]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import data
 import sample
-from data import cli, runs
+from data import ASSISTANT, cli, runs
 from data.cli import add
 from makemore.model import IGNORED, LanguageModel
 from nanogpt.evaluate import to_device
@@ -251,7 +251,9 @@ def answer_loss(
         tokens += counted
     for talk, chunk in zip(talks, chunks):
         learned = [token for token in chunk.targets if token != IGNORED]
-        characters += len(tokenizer.decode(learned)) + len(talk.messages) // 2  # and each end
+        begun = min(len(talk.messages) // 2, chunk.inputs.count(ASSISTANT))
+        added = begun * len(chat.prefix(tokenizer))
+        characters += len(tokenizer.decode(learned)) - added + len(talk.messages) // 2  # and ends
     return {
         "nats_per_token": nats / tokens, "bits_per_char": nats / np.log(2) / characters,
         "cut": sum(chunk.cut > 0 for chunk in chunks),
@@ -413,6 +415,8 @@ def score_chat(args, machine: Machine) -> tuple[dict, list[str], list[seen.Text]
     the measures, what to say, and the texts."""
     checkpoint = runs.load_checkpoint(args.run)
     model, tokenizer = sample.restore(checkpoint)
+    if checkpoint["config"].get("finetune"):
+        chat.check_format(checkpoint["config"], tokenizer)
     place(model, checkpoint["config"]["model"], machine)
     found = read_items(args.test)
     if args.topics and not found.tales:

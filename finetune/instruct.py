@@ -9,6 +9,7 @@ file that does overlap, that is said.
 
 import json
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -41,8 +42,8 @@ from .pretrained import (
 from .report import forgetting
 
 LEAST = 512  # tokens of a row: room for a tale
-STEPS = 2200  # at most, if the user says nothing
-LR = 0.015  # of Muon, as well
+STEPS = 3200  # at most, if the user says nothing
+LR = 0.015  # of Muon
 UNSEEN = 0.01  # of the characters may be unseen; beyond that the run is of another script
 
 
@@ -57,8 +58,8 @@ def make_parser() -> cli.Parser:
     add(group, "judged", text)
     text = "a run that sorts by topic, to judge tales (default: n-grams)"
     add(group, "topics", text, Path, metavar="RUN")
-    steps = "2,200; of your own 6 times through them, from 100 to 2,200"
-    settings.add_flags(parser, steps, "8", "a tenth of the steps")
+    steps = "3,200; of your own 6 times through them, from 100 to 3,200"
+    settings.add_flags(parser, steps, "8", "a tenth of the steps", LR)
     return parser
 
 
@@ -115,9 +116,7 @@ def new_run(args: Namespace) -> Path:
         steps = min(STEPS, max(100, 6 * -(-len(rows["train"]) // max(batch, 1))))
     every = max(1, (args.steps or steps) // 10)  # seldom, for there is much to go through
     defaults = dict(steps=steps, batch_size=batch, eval_every=every)
-    if settings.optimizer_of(pretrained.config, args) == "muon":
-        defaults["lr"] = LR
-    config = settings.config_of(pretrained.config, args, defaults)
+    config = settings.config_of(pretrained.config, args, defaults, LR)
     machine = settings.machine_of(config)  # this and the next lines say what is not to be had
     replay = replay_of(pretrained, config, share)
     rows_of_kinds(config.batch_size - (replay.rows if replay else 0), bool(args.train))
@@ -133,7 +132,7 @@ def new_run(args: Namespace) -> Path:
     about = classify.about_of(pretrained, config, {
         "kind": "instruct", "from": str(path), **files, "judged": args.judged,
         "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
-        "examples": fingerprint(found),
+        "examples": fingerprint(found), "prefix": chat.prefix(pretrained.tokenizer),
     }, seen.remember(texts_of(found, pretrained), pretrained.learned))
     carry_out(pretrained, rows, items, judge, config, run, about)
     return run
@@ -206,6 +205,7 @@ def resume_run(args: Namespace) -> Path:
         raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
     config = restore_config(checkpoint["config"])
     pretrained = classify.pretrained_of(checkpoint, config)
+    chat.check_format(checkpoint["config"], pretrained.tokenizer)
     rows, _ = encode(found, pretrained)
     about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
     judge = judge_of(saved, items, settings.machine_of(config))
@@ -366,12 +366,14 @@ def replay_of(pretrained: Pretrained, config: Config, share: float) -> Replay | 
 
 
 def side_by_side(before: list[dict], after: list[dict], each: int = 8) -> str:
-    """The first answers of every kind, before and after, with what is right."""
+    """Some answers of every kind, from all over, before and after, with what is right."""
     shown: dict[str, int] = {}
     lines = []
+    every = Counter(entry["kind"] for entry in after)
     for old, new in zip(before, after, strict=True):
-        shown[new["kind"]] = shown.get(new["kind"], 0) + 1
-        if shown[new["kind"]] > each:
+        kind = new["kind"]
+        number, shown[kind] = shown.get(kind, 0), shown.get(kind, 0) + 1
+        if number % -(-every[kind] // each):
             continue
         lines += [f"[{new['kind']}] {new['prompt']}", f"right: {new['expected']}"]
         for what, entry in (("before", old), ("after", new)):

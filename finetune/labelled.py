@@ -53,8 +53,9 @@ class Classifier(nn.Module):
         labels, ends = (several[:, None] for several in targets.max(1))
         early = self.early if self.training else 0.0
         places = torch.arange(targets.shape[1], device=targets.device)
-        before = (places < ends) * (places + 1) / (ends + 1)
-        shares = (1 - early) * (places == ends) / len(targets) + early * before / before.sum()
+        before = (places < ends) * (places + 1.0)
+        before = before / before.sum(1, keepdim=True).clamp(min=1)
+        shares = ((1 - early) * (places == ends) + early * before) / len(targets)
         at = shares > 0
         logits = self(tokens, at).float()
         every = labels.expand_as(targets)[at]

@@ -91,7 +91,7 @@ def subjects_first(text: str, generator: np.random.Generator) -> list[list[str]]
         found.append(words[next(begins, 0):])
         if name and found[-1][0].lower() in ("he", "she") and generator.random() < RESOLVED:
             found[-1][0] = name
-        name = next((word for word in words if is_name(word)), name)
+        name = next((word.partition("'")[0] for word in words if is_name(word)), name)
     return found
 
 
@@ -201,9 +201,11 @@ def recalled(text: str, generator: np.random.Generator, most: int) -> list[tuple
     for i in generator.permutation(len(parts))[:most]:
         words = parts[i]
         begin = generator.integers(2, min(5, len(words) - 1))
-        answer = " ".join(words[begin:begin + generator.integers(2, 5)])
-        found.append((f"What comes after {' '.join(words[:begin])}?", answer))
-    return [pair for pair in found if pair[1] in text]
+        first, answer = (" ".join(some) for some in (
+            words[:begin], words[begin:begin + generator.integers(2, 5)]))
+        if f"{first} {answer}" in text:  # and no figure or dash between them
+            found.append((f"What comes after {first}?", answer))
+    return found
 
 
 def shorter(words: list[str], end: int, generator: np.random.Generator) -> int:

@@ -22,12 +22,12 @@ CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 
 def add_flags(
-    parser: cli.Parser, steps: str, rows: str, evaluations: str,
+    parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: float,
     dropout: str = "that of pretraining",
 ) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
-    steps, rows, evaluations, dropout: what is their default there.
+    steps, rows, evaluations, dropout: what is their default there; muon: its learning rate.
     """
     group = parser.add_argument_group("which weights learn")
     text = "all, the head alone, the last layers, or LoRA's additions (default all)"
@@ -48,7 +48,8 @@ def add_flags(
     add(group, "batch_size", f"rows a step (default {rows})")
     text = "tokens of a row (default: that of pretraining, or what fits the texts if that is more"
     add(group, "block_size", f"{text}; where positions are learned it cannot change)")
-    add(group, "lr", "learning rate at its peak (default by --tune and width)", float)
+    text = f"learning rate at its peak (default {muon} with muon, else by --tune and width)"
+    add(group, "lr", text, float)
     add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
     text = "(default: that of pretraining; adamw for --tune=head and lora)"
     add(group, "optimizer", text, str, choices=list(OPTIMIZERS))
@@ -113,8 +114,9 @@ def source_of(args: Namespace) -> str | None:
     return source if source in (None, *data.SETS) else str(Path(source).expanduser().resolve())
 
 
-def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
-    """The settings of finetuning: those given, else the defaults, on the model of the run.
+def config_of(config: Config, args: Namespace, defaults: dict, muon: float) -> Config:
+    """The settings of finetuning: those given, else the defaults, on the model of the run. muon:
+    its learning rate.
 
     ValueError: one that cannot work.
     """
@@ -123,7 +125,7 @@ def config_of(config: Config, args: Namespace, defaults: dict) -> Config:
     optimizer = optimizer_of(config, args)
     plain = dict(
         warmup=min(100, steps // 10), optimizer=optimizer, clip=1.0,
-        lr=default_lr(optimizer, tune, config.sizes.get("width", 128)),
+        lr=default_lr(optimizer, tune, config.sizes.get("width", 128), muon),
         weight_decay=max(0.1, config.weight_decay),
         eval_every=max(min(10, steps), steps // 20), patience=5, seed=0, device="auto",
         dtype="float32", compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
@@ -148,10 +150,11 @@ def optimizer_of(config: Config, args: Namespace) -> str:
     return args.optimizer or usual
 
 
-def default_lr(optimizer: str, tune: str, width: int) -> float:
-    """Larger where less of the network learns; of adamw smaller for wider networks."""
+def default_lr(optimizer: str, tune: str, width: int, muon: float) -> float:
+    """muon: of that optimizer. Of adamw larger where less of the network learns, and smaller for
+    wider networks."""
     if optimizer == "muon":
-        return 0.01
+        return muon
     rates = {"all": 1e-3, "last": 1e-3, "lora": 3e-3, "head": 1e-2}
     return rates[tune] * min(1.0, 128 / width)
 

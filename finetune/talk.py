@@ -10,8 +10,8 @@ from makemore.model import LanguageModel
 from nanogpt.machine import choose
 
 from . import classify as sorting
-from .chat import Talk
-from .pretrained import known_ids, place
+from .chat import Talk, check_format, message_ids
+from .pretrained import place
 
 BYE = ("", "/quit", "/exit")
 
@@ -44,6 +44,7 @@ def chat(
     if config.get("finetune", {}).get("kind") != "instruct":
         raise ValueError(f"{run} never learned to talk; teach it: python -m finetune.instruct "
                          f"--from={run}")
+    check_format(config, tokenizer)
     if args.stop or args.num or args.compile:
         raise ValueError("--stop, --num and --compile are not for talking with a run; leave them "
                          "out.")
@@ -64,7 +65,7 @@ def chat(
 
 def turn(talk: Talk, text: str, length: int) -> None:
     """One question and its answer, printed as it comes."""
-    ids, unseen, lowered = known_ids(talk.tokenizer, text)
+    ids, unseen, lowered = message_ids(talk.tokenizer, text)
     limit = getattr(talk.model, "limit", None)
     if unseen:
         sample.say(f"note: {unseen} characters that the run has never seen are left out")

@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
         nothing passes between documents; None means that the row goes on in the document it is in.
         """
         x, state = self.features(tokens, state, segments)
-        return self.head(x), state
+        return self.logits(x), state
 
     def features(
         self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None
@@ -96,6 +96,10 @@ class LanguageModel(nn.Module):
         else:
             segment = torch.zeros_like(tokens[:, -1]) if state is None else state.segment
         return self.dropout(x), State(positions[:, -1] + 1, segment, memories)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (..., F) -> logits (..., V)."""
+        return self.head(x)
 
     def mix(
         self, x: Tensor, positions: Tensor, memories: list

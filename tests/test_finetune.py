@@ -20,6 +20,7 @@ import nanogpt
 import sample
 import train
 from benchmarks import finetune as benchmark
+from benchmarks import instruct as chain
 from benchmarks import tunings
 from data import ASSISTANT, END, TURN, USER, runs
 from finetune import (
@@ -470,9 +471,10 @@ def test_while_it_trains_the_tokens_before_the_last_are_labelled_too():
         return -logits.log_softmax(0)[labels[row]] * classifier.class_weights[labels[row]]
 
     last = sum(nats(row, len(ids) - 1) for row, ids in enumerate(sequences)) / 3
-    gains = {(row, i): (i + 1) / len(ids) for row, ids in enumerate(sequences)
-             for i in range(len(ids) - 1)}
-    before = sum(gain * nats(*place) for place, gain in gains.items()) / sum(gains.values())
+    before = 0.0  # the later the more, and every text the same
+    for row, ids in enumerate(sequences):
+        gains = range(1, len(ids))
+        before += sum(gain * nats(row, gain - 1) for gain in gains) / sum(gains) / 3
     with torch.no_grad():
         judged = classifier.eval().loss(tokens, targets)
         assert float(judged) == pytest.approx(float(last), abs=1e-5)
@@ -559,17 +561,21 @@ def test_what_is_spelled_is_learned_letter_by_letter(pairs, letters):
 
 
 @torch.no_grad()
-def test_every_kind_of_rows_counts_by_its_rows(letters):
-    model = build("gpt", letters.vocab_size, 32).double()
+@pytest.mark.parametrize("stage", ["gpt", "lstm", "cnn", "bigram"])
+@pytest.mark.parametrize("chunk", [2**25, 100])
+def test_every_kind_of_rows_counts_by_its_rows(letters, stage, chunk, monkeypatch):
+    monkeypatch.setattr(chat, "CHUNK", chunk)
+    model = build(stage, letters.vocab_size, 32)
     long = chat.encode(Conversation(["a", "bcdefghijklmnopqrstuvw"]), letters, 32)
     short = chat.encode(Conversation(["abcdefghijklmnopqrstuvw", "x"]), letters, 32)
     batches = chat.ChatBatches([[long]], 32, 1, ((lambda generator, way: short, 3),))
     tokens, targets, segments, weights = batches(0, 0)
     assert weights.sum() == pytest.approx(4) and np.all((weights > 0) == (targets != IGNORED))
+    assert not chat.weights(np.full((2, 3), IGNORED)).any()  # a kind of which nothing is learned
     got = chat.loss_of_answers(model, *map(torch.from_numpy, (tokens, targets, segments, weights)))
     apart = [model.loss(*map(torch.from_numpy, chat.arrays([[chunk]], 32))) for chunk in
              (long, short)]
-    assert float(got) == pytest.approx(float(apart[0]) / 4 + float(apart[1]) * 3 / 4, abs=1e-6)
+    assert float(got) == pytest.approx(float(apart[0]) / 4 + float(apart[1]) * 3 / 4, abs=1e-5)
 
 
 @torch.no_grad()
@@ -681,6 +687,8 @@ def test_first_a_passage_is_said_again_and_in_the_end_it_is_asked_about():
 
     first, last = shares(0.0), shares(1.0)
     assert first[0] > 0.6 and first[1] > 0.05 and last == (0, 0)
+    assert all(len(curriculum.question_talk(np.random.default_rng(seed), way).messages) // 2
+               <= curriculum.MOST for seed in range(20) for way in (0.0, 0.3, 1.0))
 
 
 def test_what_is_recalled_stands_in_the_text():
@@ -692,8 +700,17 @@ def test_what_is_recalled_stands_in_the_text():
         assert f"{begin} {answer}" in text
 
 
-def test_he_and_she_are_asked_about_by_name():
-    text = "Anjali had no hay. She brought him clover."
+def test_what_is_recalled_follows_at_once():
+    text = "He sold 12 red eggs to the old baker - and went home."
+    for seed in range(20):
+        for asked, answer in questions.recalled(text, np.random.default_rng(seed), 6):
+            begin = asked.removeprefix("What comes after ").removesuffix("?")
+            assert f"{begin} {answer}" in text and not begin.endswith("sold")
+
+
+@pytest.mark.parametrize("text", ["Anjali had no hay. She brought him clover.",
+                                  "Anjali's goat ran. She brought him clover."])
+def test_he_and_she_are_asked_about_by_name(text):
     asked = {question for seed in range(20)
              for question, _ in questions.questions(text, np.random.default_rng(seed), 9)}
     assert {"What did Anjali bring him?", "What did she bring him?"} <= asked
@@ -787,6 +804,41 @@ def test_a_talk_keeps_its_history_in_the_state(letters, stage, more):
         shown = logits[0, begin - 1:end - 1].clone()
         shown[:, [END, USER, ASSISTANT]] = -math.inf
         assert shown.argmax(1).tolist() == read[begin:end]
+
+
+@torch.no_grad()
+def test_a_talk_in_byte_pairs_is_what_is_answered_at_once(pairs):
+    model = build("gpt", pairs.vocab_size, 200)
+    torch.nn.init.normal_(model.head.weight)
+    prompt, _ = chat.question(["the boot"], pairs)
+    (expected, _), = chat.answers(model, pairs, [prompt], 8, 0.0)
+    assert "".join(chat.Talk(model, pairs, temperature=0).say("the boot", 8)) == expected
+
+
+def test_the_space_before_an_answer_is_not_shown(pairs):
+    class Parrot(torch.nn.Module):
+        """Says " ", "b", "o" and ends, whatever it is told."""
+
+        vocab_size, said = pairs.vocab_size, [*(pairs.encode(c)[0] for c in " bo"), TURN]
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.at = torch.nn.Parameter(torch.zeros(1)), -1
+
+        def forward(self, tokens, state=None):
+            self.at = 0 if int(tokens[0, -1]) == ASSISTANT else self.at + 1
+            logits = torch.zeros(1, tokens.shape[1], self.vocab_size)
+            logits[0, -1, self.said[min(self.at, 3)]] = 9.0
+            return logits, None
+
+    assert "".join(chat.Talk(Parrot(), pairs, temperature=0).say("boot", 9)) == "bo"
+
+
+def test_a_run_of_another_format_is_refused(pairs, letters):
+    chat.check_format({"finetune": {"from": "x"}}, letters)
+    chat.check_format({"finetune": {"from": "x", "prefix": " "}}, pairs)
+    with pytest.raises(ValueError, match="teach it anew"):
+        chat.check_format({"finetune": {"from": "x"}}, pairs)
 
 
 @torch.no_grad()
@@ -1157,17 +1209,20 @@ def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_t
     assert (run / "evaluation-held-out.json").exists()
 
 
-def test_the_loss_of_the_true_answers(letters):
-    model = build("gpt", letters.vocab_size, 64)
-    talks = [Conversation(["abc", "de"]), Conversation(["f", "ghi"])]
-    found = evaluate.answer_loss(model, letters, talks, 64, CPU)
-    nats = 0.0
+@pytest.mark.parametrize("kind", ["letters", "pairs"])
+def test_the_loss_of_the_true_answers(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    model = build("gpt", tokenizer.vocab_size, 64)
+    talks = [Conversation(["the", "in"]), Conversation(["h", "red"])]
+    found = evaluate.answer_loss(model, tokenizer, talks, 64, CPU)
+    nats = number = 0.0
     for talk in talks:
-        prompt, _ = chat.question(talk.messages[:1], letters)
-        answer = [*letters.encode(talk.messages[1]), TURN]
+        prompt, _ = chat.question(talk.messages[:1], tokenizer)
+        answer = [*tokenizer.encode(chat.prefix(tokenizer) + talk.messages[1]), TURN]
         logits = model(torch.tensor([prompt + answer]))[0][0].log_softmax(1)
         nats -= sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
-    assert found["nats_per_token"] == pytest.approx(nats / 7, rel=1e-4)
+        number += len(answer)
+    assert found["nats_per_token"] == pytest.approx(nats / number, rel=1e-4)
     assert found["bits_per_char"] == pytest.approx(nats / math.log(2) / 7, rel=1e-4)
 
 
@@ -1214,6 +1269,25 @@ def test_how_far_finetuning_is_ahead():
     assert rows[1]["behind_finetuned"] == 0.375
     low, high = rows[1]["behind_interval"]
     assert low <= 0.375 <= high and "0.625" in benchmark.table(rows)
+
+
+def test_the_table_of_the_chain_is_over_seeds_of_one_choice():
+    def row(seed, steps, right):
+        tasks_ = {"first": right, "last": 1.0}
+        return {"tokens": "1024", "seed": seed, "pretrain": chain.PRETRAIN, "steps": steps,
+                "seconds": 60.0, "bits_per_char": 2.0, "questions": [right] * 8 + [0.0] * 4,
+                "strings_seen": tasks_, "strings_unseen": tasks_}
+
+    rows = [row(1, chain.STEPS, 1.0), row(0, chain.STEPS, 0.0), row(0, 7, 1.0)]
+    lines = chain.table(rows).splitlines()
+    assert len(lines) == 4 and "0.750 ±" in lines[2] and "1.000" in lines[3]
+    assert [r["seed"] for r in chain.chosen(rows)] == [0, 1]
+    assert chain.some(list(range(20))) == list(range(0, 16, 2)) and chain.some([3]) == [3]
+
+
+def test_toy_rows_do_not_go_among_the_results(refusal, monkeypatch):
+    for main in (benchmark.main, chain.main):
+        assert "--toy is not for the results" in refusal(main, "--toy")
 
 
 def test_seconds_and_memory_of_a_process(tmp_path):
@@ -1390,6 +1464,9 @@ def test_unknown_labels(sorter, base, reviews, tmp_path, refusal):
     (["--from=RUN", "--task=topic", "--lr-decay=0"], "--lr-decay must be"),
     (["--from=RUN", "--task=topic", "--replay=1"], "--replay must be"),
     (["--from=RUN", "--task=topic", "--balance=2"], "--balance must be"),
+    (["--from=RUN", "--task=topic", "--early=1"], "--early must be"),
+    (["--from=RUN", "--task=topic", "--early=-0.1"], "--early must be"),
+    (["--resume=RUN", "--early=0.1"], "--early cannot change"),
     (["--from=RUN", "--task=topic", "--steps=0"], "--steps must be"),
     (["--resume=RUN"], "is no run of finetune.classify"),
     (["--resume=RUN", "--lr=1"], "--lr cannot change"),
