@@ -1,6 +1,7 @@
 """Finetuning beside its baselines: origins of names, topics and lessons of tales.
 
-    python -m benchmarks.finetune [--tasks origin,topic,lesson] [--seeds 3] [--folds 5] [--toy]
+    python -m benchmarks.finetune [--tasks origin,topic,lesson] [--shares 1,0.1,0.01] [--seeds 3]
+                                  [--folds 5] [--toy]
 
 Origin: on the names that were held out. Topic and lesson: cross-validated over the tales, where
 each fold pretrains on its own training tales, so that no tale was read before it is tested on.
@@ -202,6 +203,7 @@ def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.finetune", description=__doc__)
     text = f"some of {', '.join(SHARES)}, with commas between (default all)"
     cli.add(parser, "tasks", text, str, metavar="NAMES")
+    cli.add(parser, "shares", "of the labels (default of tales 1,0.1; of names 0.01 too)", str)
     cli.add(parser, "seeds", "of each network (default 3)")
     cli.add(parser, "folds", "of the tales (default 5)")
     cli.add(parser, "toy", "as small as can be", bool)
@@ -216,13 +218,16 @@ def main() -> None:
     names = args.tasks.split(",") if args.tasks else list(SHARES)
     if unknown := set(names) - set(SHARES):
         raise ValueError(f"--tasks knows {', '.join(SHARES)}, and not {', '.join(unknown)}.")
+    shares = [float(share) for share in args.shares.split(",")] if args.shares else []
+    if not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"--shares must be above 0 and at most 1, not {args.shares}.")
     out = args.out or ROOT / "benchmarks/results/finetune.json"
     rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else []
     when = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
             "toy": toy}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            for share in SHARES[name]:
+            for share in shares or SHARES[name]:
                 if name == "origin":
                     new = origin(seeds, Path(folder), toy, share)
                 else:

@@ -55,14 +55,11 @@ def makemore_split(folder: Path) -> Path:
     return folder
 
 
-def ours(
-    stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path,
-    more: tuple[str, ...] = (),
-) -> dict:
-    """A bare default run, or one with more flags."""
+def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) -> dict:
+    """A bare default run."""
     run = scratch / f"{stage}-{seed}"
     flags = [f"--model={stage}", f"--data={folder}", "--lines"]
-    seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}", *more])
+    seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}"])
     result = json.loads((run / "result.json").read_text("utf-8"))
     model, tokenizer = load_run(run)
     batches = data.LineBatches([tokenizer.encode(line) for line in unseen], 10**6, 1)

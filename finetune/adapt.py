@@ -83,8 +83,9 @@ class LoRA(nn.Linear):
 class SpecialRows(nn.Module):
     """An embedding, or a head, of which only the rows of the special tokens learn.
 
-    Pretraining has never seen a user's or an assistant's turn: where embedding or head stay as they
-    are, these few rows must still come to mean something. rows (4, C): what is added to them.
+    Pretraining has never seen a turn of user or assistant, nor its end: where embedding or head
+    stay as they are, these few rows must still come to mean something. rows (4, C): what is added
+    to them.
     """
 
     def __init__(self, inner: nn.Embedding | nn.Linear, rows: nn.Parameter | None = None):
@@ -106,11 +107,14 @@ class SpecialRows(nn.Module):
         return logits + F.pad(added, (0, logits.shape[-1] - EXTRA))
 
 
-def adapt(model: LanguageModel, tuning: Tuning, speaks: bool = True) -> None:
+def adapt(
+    model: LanguageModel, tuning: Tuning, speaks: bool = True, special: bool = False
+) -> None:
     """Make the model ready to be tuned so, in place: what shall not learn needs no gradient.
 
-    speaks: whether its own head is in use, or another one takes its place. ValueError: what the
-    tuning asks for the model has not.
+    speaks: whether its own head is in use, or another one takes its place. special: whether there
+    are special tokens in what it reads, even so. ValueError: what the tuning asks for the model has
+    not.
     """
     tuning.check()
     own = isinstance(model.head, nn.Linear)
@@ -130,6 +134,8 @@ def adapt(model: LanguageModel, tuning: Tuning, speaks: bool = True) -> None:
     if tuning.tune == "lora":
         add_lora(model, tuning)
     if not speaks:
+        if special:
+            model.embedding = SpecialRows(model.embedding)
         return
     if not own:
         raise ValueError("this model has no head of its own, so only --tune=all can teach it to "

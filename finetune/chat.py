@@ -91,14 +91,6 @@ def prefix(tokenizer: data.Tokenizer) -> str:
     return "" if tokenizer.kind == "char" else " "
 
 
-def check_format(saved: dict, tokenizer: data.Tokenizer) -> None:
-    """ValueError: settings of a run that was taught with messages that begin otherwise."""
-    if saved["finetune"].get("prefix", "") != prefix(tokenizer):
-        raise ValueError("this run was taught by another version of this project, whose messages "
-                         "begin otherwise; teach it anew: python -m finetune.instruct "
-                         f"--from={saved['finetune']['from']}")
-
-
 def message_ids(tokenizer: data.Tokenizer, text: str, spelled: bool = False) -> Known:
     """A message in tokens; spelled: letter by letter."""
     if not text:

@@ -1,7 +1,8 @@
 """Finetune a run to sort texts: python -m finetune.classify --from=runs/gpt-tales --task=topic
 
-A new head on the features of the last token of a text says which label it has. What fills up the
-shorter rows of a batch comes after that token, so the model, which looks back only, never sees it.
+A new head on the features of the last token says which label a text has; where there is attention
+that token is one of its own, which ends every text. What fills up the shorter rows of a batch comes
+after it, so the model, which looks back only, never sees that.
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
@@ -33,15 +34,19 @@ from .labelled import (
     class_weights,
     default_balance,
     encode,
+    ending,
     note_of_capitals,
     notes_of,
     probabilities,
     sequence,
+    shortened,
 )
 from .pretrained import (
+    FORMAT,
     LONGEST,
     Pretrained,
     Replay,
+    check_format,
     known_ids,
     load,
     other_version,
@@ -98,7 +103,7 @@ def load_task(asked: dict) -> tasks.Task:
 def fitting(task: tasks.Task, tokenizer: data.Tokenizer) -> int:
     """The block size that the longest text needs, up to LONGEST."""
     every = (e.text for part in task.splits.values() for e in part)
-    return min(max(len(known_ids(tokenizer, text)[0]) for text in every) + 1, LONGEST)
+    return min(max(len(known_ids(tokenizer, text)[0]) for text in every) + 2, LONGEST)
 
 
 def new_run(args: Namespace) -> Path:
@@ -119,7 +124,7 @@ def new_run(args: Namespace) -> Path:
     config, balance = config_for(pretrained, splits, args)
     settings.machine_of(config)  # this and the next lines say what is not to be had
     replay_of(pretrained, config, share)
-    adapt(pretrained.build(), tuning, speaks_too(tuning, share))
+    adapt(pretrained.build(), tuning, speaks_too(tuning, share), bool(ending(config.model)))
     name = f"{path.parent.name if path.is_file() else path.resolve().name}-{task.name}"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     absolute = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test") if n in asked}
@@ -172,7 +177,7 @@ def about_of(
     }
     before = {"pretrained_block_size": pretrained.block_size,
               "pretrained_optimizer": pretrained.optimizer}
-    own = {"finetune": finetune | before}
+    own = {"finetune": finetune | before | {"format": FORMAT}}
     return {"config": asdict(config) | about | own, "learned": learned,
             "tokenizer": pretrained.tokenizer.to_dict()}
 
@@ -191,7 +196,8 @@ def fingerprint(task: tasks.Task) -> str:
 def encode_splits(task: tasks.Task, pretrained: Pretrained) -> dict[str, Encoded]:
     """All splits in tokens, and what the user should know of them said."""
     size = pretrained.config.block_size
-    splits = {s: encode(part, task.labels, pretrained.tokenizer, size)
+    stage = pretrained.config.model
+    splits = {s: encode(part, task.labels, pretrained.tokenizer, size, stage)
               for s, part in task.splits.items()}
     notes = [*task.notes, pretrained.note] if pretrained.note else list(task.notes)
     for split, encoded in splits.items():
@@ -230,6 +236,7 @@ def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, Path, dict
     checkpoint = runs.load_checkpoint(source)
     if checkpoint["config"].get("finetune", {}).get("kind") != kind:
         raise ValueError(f"{run} is no run of finetune.{kind}.")
+    check_format(checkpoint["config"])
     if checkpoint.get("merged"):
         raise ValueError(f"{source} is what a run that has ended is used by; to go on it takes the "
                          f"run's last.pt{', which is not there' * (path == run)}.")
@@ -341,10 +348,10 @@ def fit(
     classes = len(saved["labels"])
     weights = class_weights(splits["train"].labels, classes, saved["balance"])
     classifier = Classifier(model, classes, weights)
-    classifier.early = saved.get("early", 0.0)
+    classifier.early = saved["early"]
     classifier.replay = 0.0 if random else saved["replay"]
     replay = replay_of(pretrained, config, classifier.replay)
-    adapt(model, tuning, speaks_too(tuning, classifier.replay))
+    adapt(model, tuning, speaks_too(tuning, classifier.replay), bool(ending(config.model)))
     if resume:
         classifier.load_state_dict(resume["model"])
     place(model, config.model, machine)
@@ -416,13 +423,15 @@ def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
     if saved.get("finetune", {}).get("kind") != "classify":
         raise ValueError(f"{path} does not sort texts; finetune it to: "
                          f"python -m finetune.classify --from={path} --task=topic")
+    check_format(saved)
     try:
         config = restore_config(saved)
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
         model = nanogpt.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
         classifier = Classifier(model, len(saved["finetune"]["labels"]))
         if not checkpoint.get("merged"):
-            adapt(model, Tuning(**as_tuning(saved["finetune"]["tuning"])), speaks=False)
+            tuning = Tuning(**as_tuning(saved["finetune"]["tuning"]))
+            adapt(model, tuning, speaks=False, special=bool(ending(config.model)))
         classifier.load_state_dict(sample.weights_of(checkpoint))
     except (KeyError, TypeError, RuntimeError) as error:
         raise other_version(path, error) from None
@@ -435,7 +444,7 @@ def assign(
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """Every label with its probability, the likeliest first, and what the user should know."""
     labels, size = saved["finetune"]["labels"], saved["block_size"]
-    ids, unseen, lowered = sequence(text.strip(), tokenizer)
+    ids, unseen, lowered = sequence(text.strip(), tokenizer, saved["model"])
     notes = []
     if unseen:
         notes.append(f"{unseen} characters that the run has never seen are left out")
@@ -444,7 +453,7 @@ def assign(
     if len(ids) > size:
         notes.append(f"the text has {len(ids) - size} tokens more than the block of {size}; they "
                      "are cut off at its end")
-    found = probabilities(classifier, [ids[:size]], machine)[0]
+    found = probabilities(classifier, [shortened(ids, size, saved["model"])], machine)[0]
     return [(labels[i], float(found[i])) for i in np.argsort(-found, kind="stable")], notes
 
 

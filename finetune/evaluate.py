@@ -26,7 +26,7 @@ from nanogpt.machine import DEVICES, Machine, choose
 from . import baselines, chat, classify, labelled, measures, report, seen, strings, tasks
 from .chat import Conversation, question
 from .curriculum import about
-from .pretrained import place, pretraining_text
+from .pretrained import check_format, place, pretraining_text
 
 SAMPLED = 0.8  # the temperature of what is drawn, beside the likeliest
 ANSWER = 0.25  # of a block: what an answer to a question, or a word, may take at most
@@ -392,7 +392,8 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str], list[seen.Tex
     examples = tasks.read_examples(args.test, text, label, parted=finetune["task"] == "origin")
     labels = finetune["labels"]
     tasks.check_labels(labels, examples, str(args.test))
-    encoded = labelled.encode(examples, labels, tokenizer, saved["block_size"])
+    encoded = labelled.encode(
+        examples, labels, tokenizer, saved["block_size"], saved["model"])
     found = labelled.probabilities(classifier, encoded.sequences, machine)
     rows = {"finetuned": measures.judge(found.argmax(1), encoded.labels, len(labels))}
     common = baselines.majority(encoded.labels, len(examples))
@@ -416,7 +417,7 @@ def score_chat(args, machine: Machine) -> tuple[dict, list[str], list[seen.Text]
     checkpoint = runs.load_checkpoint(args.run)
     model, tokenizer = sample.restore(checkpoint)
     if checkpoint["config"].get("finetune"):
-        chat.check_format(checkpoint["config"], tokenizer)
+        check_format(checkpoint["config"])
     place(model, checkpoint["config"]["model"], machine)
     found = read_items(args.test)
     if args.topics and not found.tales:

@@ -132,7 +132,7 @@ def new_run(args: Namespace) -> Path:
     about = classify.about_of(pretrained, config, {
         "kind": "instruct", "from": str(path), **files, "judged": args.judged,
         "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
-        "examples": fingerprint(found), "prefix": chat.prefix(pretrained.tokenizer),
+        "examples": fingerprint(found),
     }, seen.remember(texts_of(found, pretrained), pretrained.learned))
     carry_out(pretrained, rows, items, judge, config, run, about)
     return run
@@ -205,7 +205,6 @@ def resume_run(args: Namespace) -> Path:
         raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
     config = restore_config(checkpoint["config"])
     pretrained = classify.pretrained_of(checkpoint, config)
-    chat.check_format(checkpoint["config"], pretrained.tokenizer)
     rows, _ = encode(found, pretrained)
     about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
     judge = judge_of(saved, items, settings.machine_of(config))

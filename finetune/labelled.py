@@ -12,6 +12,7 @@ from tqdm import tqdm
 import data
 from data.batches import items
 from makemore.model import IGNORED, LanguageModel
+from nanogpt.attention import STAGES
 from nanogpt.evaluate import to_device
 from nanogpt.machine import Machine
 
@@ -68,7 +69,7 @@ class Classifier(nn.Module):
 
 @dataclass
 class Encoded:
-    """A split in tokens. sequences: END and the text's tokens. labels: the right ones of each.
+    """A split in tokens. sequences: see `sequence`. labels: the right ones of each.
 
     cut: how many texts were longer than the block, and lost their ends. unseen: how many have
     characters that the tokenizer has never seen, and lost them; lowered: or capitals that became
@@ -88,26 +89,34 @@ class Encoded:
 
 
 def encode(
-    examples: list[tasks.Example], labels: list[str], tokenizer: data.Tokenizer, block_size: int
+    examples: list[tasks.Example], labels: list[str], tokenizer: data.Tokenizer, block_size: int,
+    stage: str,
 ) -> Encoded:
     """ValueError: a text of which nothing is left, with where it stands in a file."""
     number = {label: i for i, label in enumerate(labels)}
     encoded = Encoded([], [])
     for example in examples:
         try:
-            ids, unseen, lowered = sequence(example.text, tokenizer)
+            ids, unseen, lowered = sequence(example.text, tokenizer, stage)
         except ValueError as error:
             raise ValueError(f"{example.where}: {error}" if example.where else error) from None
         encoded.cut += len(ids) > block_size
         encoded.unseen += unseen > 0
         encoded.lowered += lowered > 0
-        encoded.sequences.append(ids[:block_size])
+        encoded.sequences.append(shortened(ids, block_size, stage))
         encoded.labels.append(tuple(number[label] for label in example.labels))
     return encoded
 
 
-def sequence(text: str, tokenizer: data.Tokenizer) -> Known:
-    """END and the tokens of a text, and what became of its unseen characters.
+def ending(stage: str) -> list[int]:
+    """What comes after every text. A stage with attention gets a token that stands in no text:
+    whatever the text ends with, there it can look for what the label needs (Radford et al. 2018).
+    Others know most where they have just read."""
+    return [data.TURN] if stage in STAGES else []
+
+
+def sequence(text: str, tokenizer: data.Tokenizer, stage: str) -> Known:
+    """END, the tokens of a text and its ending, and what became of its unseen characters.
 
     ValueError: nothing is left.
     """
@@ -115,7 +124,13 @@ def sequence(text: str, tokenizer: data.Tokenizer) -> Known:
     if not ids:
         why = "the tokenizer of this run has never seen its characters" if text else "it is empty"
         raise ValueError(f"the text {text[:40]!r} cannot be sorted: {why}.")
-    return Known([data.END, *ids], *changed)
+    return Known([data.END, *ids, *ending(stage)], *changed)
+
+
+def shortened(ids: list[int], length: int, stage: str) -> list[int]:
+    """A sequence of at most so many tokens: a longer one loses the end of its text."""
+    last = ending(stage)
+    return ids if len(ids) <= length else ids[:length - len(last)] + last
 
 
 def notes_of(encoded: Encoded, split: str, block_size: int) -> list[str]:

@@ -20,6 +20,7 @@ from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
 JUDGED = 200_000  # tokens of the pretraining text that its loss is taken of, at most
+FORMAT = 2  # of texts and messages in tokens; 1 had neither TURN after a text nor a space before
 LONGEST = 2048  # tokens of a row, if the user names no block size
 
 
@@ -52,6 +53,14 @@ class Pretrained:
             except RuntimeError as error:
                 raise other_version(self.path, error) from None
         return model
+
+
+def check_format(saved: dict) -> None:
+    """ValueError: settings of a run that was finetuned in another format."""
+    finetune = saved["finetune"]
+    if finetune.get("format") != FORMAT:
+        raise ValueError("this run was finetuned by another version of this project, which puts "
+                         f"texts into other tokens; finetune {finetune['from']} anew.")
 
 
 def other_version(path: Path, error: Exception) -> ValueError:

@@ -10,8 +10,8 @@ from makemore.model import LanguageModel
 from nanogpt.machine import choose
 
 from . import classify as sorting
-from .chat import Talk, check_format, message_ids
-from .pretrained import place
+from .chat import Talk, message_ids
+from .pretrained import check_format, place
 
 BYE = ("", "/quit", "/exit")
 
@@ -44,7 +44,7 @@ def chat(
     if config.get("finetune", {}).get("kind") != "instruct":
         raise ValueError(f"{run} never learned to talk; teach it: python -m finetune.instruct "
                          f"--from={run}")
-    check_format(config, tokenizer)
+    check_format(config)
     if args.stop or args.num or args.compile:
         raise ValueError("--stop, --num and --compile are not for talking with a run; leave them "
                          "out.")

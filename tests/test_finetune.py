@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -834,11 +835,19 @@ def test_the_space_before_an_answer_is_not_shown(pairs):
     assert "".join(chat.Talk(Parrot(), pairs, temperature=0).say("boot", 9)) == "bo"
 
 
-def test_a_run_of_another_format_is_refused(pairs, letters):
-    chat.check_format({"finetune": {"from": "x"}}, letters)
-    chat.check_format({"finetune": {"from": "x", "prefix": " "}}, pairs)
-    with pytest.raises(ValueError, match="teach it anew"):
-        chat.check_format({"finetune": {"from": "x"}}, pairs)
+@pytest.mark.parametrize("what", ["sorter", "talker"])
+def test_a_run_of_another_format_is_refused(what, request, tmp_path, talks, refusal):
+    run = tmp_path / "run"
+    shutil.copytree(request.getfixturevalue(what), run)
+    for name in ("best.pt", "last.pt"):
+        checkpoint = runs.load_checkpoint(run / name)
+        del checkpoint["config"]["finetune"]["format"]
+        runs.save_checkpoint(run / name, checkpoint)
+    main, ask = ((classify.main, "--classify=a") if what == "sorter" else
+                 (instruct.main, "--prompt=a"))
+    for command, *flags in ((main, f"--resume={run}"), (sample.main, f"--run={run}", ask),
+                            (evaluate.main, f"--run={run}", f"--test={talks}")):
+        assert "another version of this project" in refusal(command, *flags)
 
 
 @torch.no_grad()
@@ -937,6 +946,10 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
     before = dict(sample.load_run(base)[0].named_parameters())
     changed = {name for name, p in classifier.model.named_parameters()
                if not torch.equal(p, before[name])}
+    if more[0].startswith("--tune"):  # then of the embedding special tokens alone
+        moved = classifier.model.embedding.weight - before["embedding.weight"]
+        assert moved[TURN].any() and not moved[adapt.EXTRA:].any()
+        changed.remove("embedding.weight")
     if "--tune=head" in more:
         assert not changed
     if "--tune=last" in more:
@@ -1304,8 +1317,8 @@ def test_every_stage_sorts_names(stage, small, start, words, spelled, command, t
     start(*small(stage), f"--data={words}", "--lines", "--steps=2", "--batch-size=8",
           "--block-size=8", f"--out={run}")
     code, said, err = command(
-        classify.main, f"--from={run}", f"--train={spelled}", "--steps=30", "--lr=0.05",
-        "--batch-size=16", "--eval-every=30", "--no-baselines", f"--out={out}")
+        classify.main, f"--from={run}", f"--train={spelled}", "--steps=60", "--lr=0.05",
+        "--batch-size=16", "--eval-every=60", "--no-baselines", f"--out={out}")
     assert code == 0, err
     losses = [line["val_loss"] for line in runs.read_metrics(out)]
     assert losses[0] == pytest.approx(math.log(3), abs=1e-4) and losses[1] < losses[0] - 0.1
