@@ -55,10 +55,12 @@ def makemore_split(folder: Path) -> Path:
     return folder
 
 
-def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) -> dict:
-    """A bare default run."""
+def ours(
+    stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path, *more: str
+) -> dict:
+    """A bare default run, or one with more flags."""
     run = scratch / f"{stage}-{seed}"
-    flags = [f"--model={stage}", f"--data={folder}", "--lines"]
+    flags = [f"--model={stage}", f"--data={folder}", "--lines", *more]
     seconds = timed([*SCRIPT, *flags, "--device=cpu", f"--seed={seed}", f"--out={run}"])
     result = json.loads((run / "result.json").read_text("utf-8"))
     model, tokenizer = load_run(run)
@@ -72,7 +74,15 @@ def ours(stage: str, seed: int, folder: Path, unseen: list[str], scratch: Path) 
         "test_loss": result["test_loss"],
         "unseen_loss": mean_loss(model, groups, choose("cpu"))[0],
         "seconds": seconds,
+        **spent(result),
     }
+
+
+def spent(result: dict) -> dict[str, float]:
+    """Of a run's result: the seconds of its steps, without all else that a process does, and the
+    floor below them, by their operations and the speed of a large product."""
+    steps = result["tokens"] / result["tokens_per_second"]
+    return {"steps_seconds": steps, "floor_seconds": steps * result["mfu"]}
 
 
 def theirs(stage: str, clone: Path, test: list[str], unseen: list[str], scratch: Path) -> dict:

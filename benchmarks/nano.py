@@ -20,7 +20,7 @@ import numpy as np
 
 import data
 from benchmarks import nanogpt_peer
-from benchmarks.ladder import ROOT, SCRIPT, timed
+from benchmarks.ladder import ROOT, SCRIPT, spent, timed
 from data import cli, runs
 from nanogpt import weights
 from nanogpt.evaluate import mean_loss
@@ -71,7 +71,7 @@ def ours(name: str, flags: tuple[str, ...], seed: int, run: Path) -> dict:
     seconds = timed([*SCRIPT, *base, *flags])
     result = json.loads((run / "result.json").read_text("utf-8"))
     kept = {key: result[key] for key in ("parameters", "val_loss", "tokens_per_second")}
-    return {"model": name, "seed": seed, **kept, "seconds": seconds}
+    return {"model": name, "seed": seed, **kept, "seconds": seconds, **spent(result)}
 
 
 def table(rows: list[dict]) -> str:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import torch
 
+from nanogpt.estimate import most_used
+from nanogpt.machine import choose
+
 
 def load(clone: Path, vocab_size: int, block_size: int, layers: int, heads: int, width: int):
     """A GPT of the clone with weights at random, in evaluation mode. ValueError: no clone there."""
@@ -46,8 +49,8 @@ def copy_of(clone: Path, folder: Path) -> Path:
 
 
 def run_training(folder: Path, flags: list[str]) -> dict:
-    """Its train.py to the end: seconds of every step as it says them, parameters, and of a GPU the
-    bytes that were allocated at most and are still: peak, kept."""
+    """Its train.py to the end: seconds of every step as it says them, parameters, the most memory
+    of the process, and of a GPU the bytes that were allocated at most and are still: peak, kept."""
     sys.argv = ["train.py", *flags]
     sys.path.insert(0, str(folder))
     os.chdir(folder)
@@ -58,6 +61,7 @@ def run_training(folder: Path, flags: list[str]) -> dict:
     return {
         "parameters": sum(p.numel() for p in names["raw_model"].parameters()),
         "step_seconds": seconds,
+        "memory": most_used(choose("cpu")),
         "peak": torch.cuda.max_memory_allocated() if on_gpu else None,
         "kept": torch.cuda.memory_allocated() if on_gpu else None,
     }

@@ -25,6 +25,7 @@ from makemore.transformer import rotary_frequencies, rotate
 
 from .attention import Attend, attention_of, attention_of_one
 from .cache import Cache
+from .dropout import Dropout
 
 ARCHS = {
     "modern": dict(
@@ -134,7 +135,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = norm(), attention
         self.norm2, self.mlp = norm(), mlp
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x, view, memory):
         y, memory = self.attention(self.norm1(x), view, memory)
@@ -162,7 +163,7 @@ class GPT(LanguageModel):
         self.attention, self.fused_loss, self.checkpointing = "sdpa", False, False
         self.limit = block_size if position == "learned" else None
         self.reach = min(window or block_size, block_size)  # a position sees this many, and itself
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         if position == "learned":
             self.positions = nn.Embedding(block_size, width)
         if position != "learned":

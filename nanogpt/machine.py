@@ -36,9 +36,9 @@ class Machine:
 
     @property
     def products(self) -> torch.dtype | None:
-        """Of an optimizer that multiplies weights: bfloat16 on a GPU that computes in it, for there
-        float32 takes ten times as long; else None, that of the weights."""
-        return torch.bfloat16 if (self.kind, self.dtype) == ("cuda", "bfloat16") else None
+        """Of an optimizer that multiplies weights: bfloat16 where that was chosen, for there
+        float32 takes twice (a CPU) to ten times as long; else None, that of the weights."""
+        return torch.bfloat16 if self.dtype == "bfloat16" and self.kind != "mps" else None
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss under float16, where small gradients would vanish; else does nothing."""

@@ -111,7 +111,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="train.py", description=description)
     group = parser.add_argument_group("what to train, and on what")
     add(group, "model", "the stage (default transformer)", str, choices=STAGES)
-    text = f"gpt at its best for a set: {', '.join(NAMED)}; other flags override it"
+    text = f"settings with a name, which other flags override: {', '.join(NAMED)}"
     add(group, "recipe", text, str, choices=list(NAMED))
     sets = ", ".join(data.SETS)
     text = f"{sets}, a .txt or .jsonl, or a folder of them (default names; of gpt tales)"
@@ -199,7 +199,8 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     ValueError: a flag that the stage does not use, or a value that cannot work.
     """
     given = {name: value for name, value in vars(args).items() if value is not None}
-    stage = given.get("model", repeated.get("model", "gpt" if args.recipe else "transformer"))
+    usual = NAMED[args.recipe]["model"] if args.recipe else "transformer"
+    stage = given.get("model", repeated.get("model", usual))
     backend = given.get("backend", repeated.get("backend", "torch"))
     takes = sizes(stage, backend)
     refuse_sizes(given, stage, backend, takes)
@@ -254,12 +255,13 @@ def refuse_sizes(given: dict, stage: str, backend: str, takes: dict) -> None:
 
 def recipe_of(stage: str, backend: str, kind: str, name: str | None) -> dict:
     """The settings that a stage begins with, on "lines" or "text", or those of a named recipe."""
-    if stage != "gpt":
-        if name:
-            raise ValueError(f"--recipe={name} is for --model=gpt.")
-        return RECIPES[kind][stage] | (IN_NUMPY[kind].get(stage, {}) if backend == "numpy" else {})
-    recipe = NAMED[name or ("names" if kind == "lines" else "tales")]
-    return presets(recipe) | recipe
+    if name and NAMED[name]["model"] != stage:
+        raise ValueError(f"--recipe={name} is for --model={NAMED[name]['model']}.")
+    if stage == "gpt":
+        recipe = NAMED[name or ("names" if kind == "lines" else "tales")]
+        return presets(recipe) | recipe
+    usual = RECIPES[kind][stage] | (IN_NUMPY[kind].get(stage, {}) if backend == "numpy" else {})
+    return usual | (NAMED[name] if name else {})
 
 
 def presets(chosen: dict) -> dict:

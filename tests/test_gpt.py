@@ -27,6 +27,7 @@ from makemore.transformer import rotary_frequencies
 from nanogpt import attention, gpt
 from nanogpt.attention import attention_of
 from nanogpt.cache import Cache
+from nanogpt.dropout import Dropout
 from nanogpt.evaluate import mean_loss
 from nanogpt.gpt import ARCHS, CHOICES, SIZES
 from nanogpt.machine import Machine, choose
@@ -232,6 +233,33 @@ def test_dropout_is_on_in_training_alone(piece):
     assert len(used) == 1 + 2 * LAYERS  # the embedding, and what each half of a block adds
     assert (first - model(tokens)[0]).abs().max() > 1e-3
     same(model.eval()(tokens)[0], plain.train()(tokens)[0], 0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_a_share_out_and_keeps_the_mean(share, dtype):
+    x = torch.ones(257, 399, dtype=dtype, requires_grad=True)  # not a multiple of four
+    layer = Dropout(share)
+    torch.manual_seed(0)
+    y = layer(x)
+    left_out = y == 0
+    deviation = math.sqrt(share * (1 - share) / x.numel())
+    assert abs(left_out.double().mean() - share) < 5 * deviation
+    for axis in (0, 1):  # and anywhere alike
+        shares, number = left_out.double().mean(axis), x.shape[axis]
+        assert (shares - share).abs().max() < 6 * math.sqrt(share * (1 - share) / number)
+    assert y.dtype == dtype and torch.allclose(y[~left_out].double(), torch.tensor(
+        1 / (1 - share), dtype=torch.float64), rtol=0.01)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # what is left out learns nothing
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y) and not torch.equal(layer(x), y)
+
+
+def test_dropout_of_nothing_and_of_all():
+    x = noise(3, 5)
+    assert torch.equal(Dropout(0.0)(x), x) and torch.equal(Dropout(0.7).eval()(x), x)
+    assert not Dropout(1.0)(x).any()
 
 
 @pytest.mark.parametrize("piece", ["modern", "gpt2", "several"])
@@ -737,17 +765,17 @@ def test_switches_turn_both_ways(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_the_flags_that_it_lists(name):
-    kind = "lines" if name == "names" else "text"
+    kind = "lines" if RECIPES[name]["data"] == "names" else "text"
     recipe = RECIPES[name]
     flags = [flag(key) if value is True else f"{flag(key)}={value}"
              for key, value in recipe.items()]
-    config = settled(f"--recipe={name}", kind=kind)
+    config = settled(f"--recipe={name}", f"--model={recipe['model']}", kind=kind)
     assert config == settled(*flags, kind=kind)
     for key, value in recipe.items():
         if key not in ("arch", "size", "data"):
             assert (vars(config) | config.sizes)[key] == value
     with torch.device("meta"):
-        nanogpt.build("gpt", 300, config.block_size, **config.sizes)
+        nanogpt.build(recipe["model"], 300, config.block_size, **config.sizes)
     args = make_parser().parse_args([f"--recipe={name}"])
     assert settle(args, "stand-in", SETTINGS[kind], {}) == config  # the model goes without saying
     if name in ("names", "tales"):
