@@ -8,7 +8,8 @@ On lines of their own, each ended by a line <!-- end -->:
     <!-- diff rnn lstm hunks 2-3 -->              some of its hunks; hunk 2 is one; context 0: only
                                                   the lines that change
     <!-- table ladder -->                         by the function of that name in tables.py
-    <!-- samples rnn -->                          of the trained stage, in book/results/ladder.json
+    <!-- samples rnn -->                          of the trained stage, in book/results/ladder.json;
+                                                  of mlp-numpy in numpy.json beside it
 
 Behind a code or diff mark, once or more: from "text" to "text", the lines from the next that holds
 the one to the next that holds the other, which may be the same. Between such parts stands "...".
@@ -46,7 +47,7 @@ from makemore import diff
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".", "makemore", "makemore/without_torch", "nanogpt", "finetune", "kernels", "data",
            "benchmarks", "book")
-LADDER = "book/results/ladder.json"
+LADDER, IN_NUMPY = "book/results/ladder.json", "book/results/numpy.json"
 LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".sh": "sh", "": "make"}
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$")
 SPAN = re.compile(r"(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|<!--(?P<comment>.*?)-->")
@@ -294,7 +295,7 @@ def table(name: str) -> str:
 
 def samples(stage: str) -> str:
     """What the trained stage writes, and which of it stands in the training set."""
-    here = found(f"stages.{stage}", LADDER)
+    here = found(f"stages.{stage}", IN_NUMPY if stage.endswith("-numpy") else LADDER)
     known = [sample.KNOWN if text in here["known_samples"] else "" for text in here["samples"]]
     lines = "\n".join(map("".join, zip(here["samples"], known, strict=True)))
     return fenced(lines.splitlines(), "text")

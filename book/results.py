@@ -1,9 +1,10 @@
 """What the articles show of trained models: python -m book.results
 
-Two parts, of which what is there already is not made again:
+Three parts, of which what is there already is not made again:
 
     ladder      trains each stage by its bare command (the seven on the names, gpt on the tales)
                 and writes what it reaches to book/results/ladder.json
+    numpy       the same of the stages in NumPy, the bigram by counting, to numpy.json
     pictures    draws the losses of all stages as book/results/ladder.svg, the inside of each
                 trained model as STAGE.svg, what the recurrent ones hear of the tokens before as
                 gradients.svg, and the diagrams of the short articles
@@ -40,7 +41,9 @@ from nanogpt.settings import make_parser as settings_parser
 from nanogpt.settings import settle
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("ladder", "pictures")
+PARTS = ("ladder", "numpy", "pictures")
+IN_NUMPY = {"bigram-numpy": ("--model=bigram", "--backend=numpy", "--count"),
+            "mlp-numpy": ("--model=mlp", "--backend=numpy")}
 RECURRENT = ("rnn", "lstm", "gru")
 NUM, LENGTH = 10, 500  # samples of lines; tokens of the one sample of a text
 KEPT = (
@@ -50,8 +53,8 @@ KEPT = (
 
 
 def command(stage: str) -> list[str]:
-    """The flags of the bare command, on a CPU wherever it is run."""
-    return [f"--model={stage}", "--device=cpu"]
+    """The flags of the bare command, on a CPU wherever it is run; of a stage in NumPy, its own."""
+    return list(IN_NUMPY.get(stage, (f"--model={stage}", "--device=cpu")))
 
 
 def settings_of(flags: list[str]) -> dict:
@@ -63,9 +66,10 @@ def settings_of(flags: list[str]) -> dict:
     return asdict(config) | {"fingerprint": runs.fingerprint(dataset.splits)}
 
 
-def model_of(stage: str, settings: dict) -> dict:
+def model_of(settings: dict) -> dict:
     """What tells the model of today from one that was made by other code: its parameters, and a
     hash of the lines of its file that are code."""
+    stage = settings["model"]
     how = settings["tokenizer"], settings["vocab_size"]
     tokenizer = data.make_tokenizer(*how, data.load(settings["data"], settings["lines"]).splits)
     sizes = (tokenizer.vocab_size, settings["block_size"])
@@ -179,13 +183,12 @@ def sizes(source: str) -> dict[str, int]:
     return {name: data.size(part)[0] for name, part in data.load(source).splits.items()}
 
 
-def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
-    """Train the stages, where need be, and put what they reach into ladder.json at the end.
+def ladder(stages: list[str], path: Path, kept: Path, fresh: bool) -> None:
+    """Train the stages, where need be, and put what they reach into a file at the end.
 
     Until then the run folders hold it, so nothing is lost if this is stopped; and all runs are of
-    the same commit, which a change of ladder.json would spoil.
+    the same commit, which a change of that file would spoil.
     """
-    path = folder / "ladder.json"
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {"stages": {}}
     done, state = results["stages"], State(kept)
     if fresh:
@@ -194,7 +197,7 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
     for number, stage in enumerate(stages, 1):
         say = f"[{number} of {len(stages)}] {stage}"
         settings = settings_of(command(stage))
-        model = model_of(stage, settings)
+        model = model_of(settings)
         old = stage not in done or not is_done(done[stage], settings, model)
         if not old and stage not in state.fresh:
             print(f"{say}: done on {done[stage]['about']['date']}; --fresh makes it anew")
@@ -207,7 +210,7 @@ def ladder(stages: list[str], folder: Path, kept: Path, fresh: bool) -> None:
             done[stage]["code"] = state.code[stage]
         results["about"] = done[stage]["about"]
         print(f"{say}: {time.monotonic() - began:.0f} s", flush=True)
-    results["stages"] = {stage: done[stage] for stage in STAGES if stage in done}
+    results["stages"] = {stage: done[stage] for stage in (*STAGES, *IN_NUMPY) if stage in done}
     sets = [source for source in data.SETS if any(row["data"] == source for row in done.values())]
     results["data"] = {source: sizes(source) for source in sets}
     order = ("about", "data", "stages")
@@ -290,7 +293,9 @@ def make(args: argparse.Namespace) -> None:
     for part in args.parts:
         print(f"{part}:", flush=True)
         if part == "ladder":
-            ladder(args.stages, args.out, args.runs, args.fresh)
+            ladder(args.stages, args.out / "ladder.json", args.runs, args.fresh)
+        elif part == "numpy":
+            ladder(list(IN_NUMPY), args.out / "numpy.json", args.runs, args.fresh)
         else:
             pictures(args.stages, args.out, args.runs)
     print("\nThe articles show these results: python -m book.marks puts them in.")

@@ -2,17 +2,23 @@
 results.py. A function each, by whose name a mark asks for it."""
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import baby as benchmark_of_baby
 from benchmarks import finetune as benchmark_of_finetuning
+from benchmarks import growth as benchmark_of_growth
 from benchmarks import instruct as benchmark_of_instructions
 from benchmarks import ladder as benchmark_of_ladder
 from benchmarks import nano as benchmark_of_nano
+from benchmarks import pieces as benchmark_of_pieces
+from benchmarks import race as benchmark_of_race
 from benchmarks import text as benchmark_of_text
 from benchmarks import tunings as benchmark_of_tunings
 from benchmarks import without_torch as benchmark_of_numpy
 from makemore import diff
+from nanogpt import check
 
 ROOT = Path(__file__).parents[1]
 NANO = {  # what the README calls the contenders
@@ -93,6 +99,56 @@ def nano() -> str:
     return benchmark_of_nano.table(rows)
 
 
+def race() -> str:
+    """The stages by their quick recipes, beside makemore."""
+    return benchmark_of_race.table(benchmark("race")["rows"])
+
+
+def baby() -> str:
+    """GPT of baby size on a CPU, beside nanoGPT."""
+    return benchmark_of_baby.table(benchmark("baby")["rows"])
+
+
+def floors() -> str:
+    """Where the seconds of our runs go: the process, its steps, the floor below these."""
+    groups = {f"names, {row['stage']}": [other for other in benchmark("race")["rows"]
+                                         if other["stage"] == row["stage"]]
+              for row in benchmark("race")["rows"] if not row["stage"].startswith("makemore")}
+    groups["shakespeare, nano"] = [r for r in benchmark("nano")["rows"] if r["model"] == "ours"]
+    groups["shakespeare, baby"] = [r for r in benchmark("baby")["rows"] if "losses" in r]
+    rows = []
+    for name, group in groups.items():
+        all_, steps, floor = (statistics.median(row[key] for row in group)
+                              for key in ("seconds", "steps_seconds", "floor_seconds"))
+        seconds = [f"{value:,.1f}" for value in (all_, steps, floor)]
+        rows.append([name, *seconds, f"{floor / steps:.0%}"])
+    head = ["run", "seconds in all", "of its steps", "their floor", "share of the floor"]
+    return markdown(head, rows)
+
+
+def pieces() -> str:
+    """What each lever of speed brings."""
+    return benchmark_of_pieces.table(benchmark("pieces")["rows"])
+
+
+def growth() -> str:
+    """What a token costs by width, depth, block and batch."""
+    return benchmark_of_growth.table(benchmark("growth")["rows"])
+
+
+def expected() -> str:
+    """The losses that recipes come to on their way, over the seeds."""
+    rows = []
+    for recipe in read("nanogpt/expected.json")["recipes"]:
+        what = recipe["settings"]
+        losses = [recipe["losses"].get(str(round(share * what["steps"])))
+                  for share in check.SHARES]
+        rows.append([f"{what['model']} on {what['data']}", f"{what['steps']:,}",
+                     *(benchmark_of_ladder.spread(each) if each else "-" for each in losses)])
+    shares = [f"at {share:.0%}" for share in check.SHARES]
+    return markdown(["run", "steps", *shares], rows)
+
+
 def text() -> str:
     """Every stage on running text with one budget of time."""
     return benchmark_of_text.table(benchmark("text")["rows"])
@@ -162,6 +218,7 @@ def pace(row: dict, first: bool) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (rungs, peers, ladder, without_torch, nano, text, sampling, sorting,
-                     tunings, instructions, string_tasks, answers)
+    for function in (rungs, peers, ladder, without_torch, nano, race, baby, floors, pieces, growth,
+                     expected, text, sampling, sorting, tunings, instructions, string_tasks,
+                     answers)
 }

@@ -1,7 +1,6 @@
 """Named recipes: each a plain list of flags, as they could stand on the command line.
 
     python train.py --recipe=quick-gru                         seconds instead of a minute
-
     python train.py --recipe=shakespeare-nano                  as it stands here
     python train.py --recipe=shakespeare-nano --width=256      but wider
 
@@ -12,13 +11,27 @@ data.
 """
 
 RECIPES = {
-    "quick-bigram": dict(model="bigram", data="names", steps=200, batch_size=512, lr=0.2),
-    "quick-mlp": dict(model="mlp", data="names", steps=250, lr=0.02, dropout=0.0),
-    "quick-cnn": dict(model="cnn", data="names", steps=250, lr=0.02, dropout=0.0),
-    "quick-rnn": dict(model="rnn", data="names", steps=150, lr=0.02, dropout=0.0),
-    "quick-lstm": dict(model="lstm", data="names", steps=200, lr=0.03, dropout=0.0),
-    "quick-gru": dict(model="gru", data="names", steps=200, lr=0.03, dropout=0.0),
-    "quick-transformer": dict(model="transformer", data="names", steps=600, dropout=0.0),
+    "quick-bigram": dict(
+        model="bigram", data="names", steps=200, eval_every=50, batch_size=512, lr=0.2,
+    ),
+    "quick-mlp": dict(
+        model="mlp", data="names", steps=250, eval_every=50, lr=0.02, dropout=0.0,
+    ),
+    "quick-cnn": dict(
+        model="cnn", data="names", steps=250, eval_every=50, lr=0.02, dropout=0.0,
+    ),
+    "quick-rnn": dict(
+        model="rnn", data="names", steps=150, eval_every=50, lr=0.02, dropout=0.0,
+    ),
+    "quick-lstm": dict(
+        model="lstm", data="names", steps=200, eval_every=50, lr=0.03, dropout=0.0,
+    ),
+    "quick-gru": dict(
+        model="gru", data="names", steps=200, eval_every=50, lr=0.03, dropout=0.0,
+    ),
+    "quick-transformer": dict(
+        model="transformer", data="names", steps=600, eval_every=150, dropout=0.0,
+    ),
     "names": dict(
         model="gpt", data="names", arch="modern", layers=2, heads=4, width=96, dropout=0.1,
         steps=2000, batch_size=128, lr=0.005, weight_decay=0.3,

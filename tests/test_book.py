@@ -118,11 +118,12 @@ def test_all_markdown_of_the_project_is_looked_at():
     assert written <= set(marks.articles())
 
 
-@pytest.mark.parametrize("stage", nanogpt.STAGES)
+@pytest.mark.parametrize("stage", [*nanogpt.STAGES, *results.IN_NUMPY])
 def test_the_results_are_of_what_the_bare_command_does(stage):
-    found = json.loads(LADDER.read_text("utf-8"))["stages"][stage]
+    path = LADDER.with_name("numpy.json") if stage in results.IN_NUMPY else LADDER
+    found = json.loads(path.read_text("utf-8"))["stages"][stage]
     settings = results.settings_of(results.command(stage))
-    model = results.model_of(stage, settings)
+    model = results.model_of(settings)
     assert results.is_done(found, settings, model), "run: python -m book.results"
     assert found["parameters"] == model["parameters"]
     about = found["about"]
@@ -132,7 +133,8 @@ def test_the_results_are_of_what_the_bare_command_does(stage):
     steps, tokens, seconds, losses = zip(*found["curve"])
     assert list(steps) == sorted(set(steps)) and steps[-1] == found["steps"]
     assert list(tokens) == sorted(tokens) and tokens[-1] == found["tokens"]
-    assert list(seconds) == sorted(seconds) and losses[0] > min(losses)
+    assert list(seconds) == sorted(seconds)
+    assert losses[0] > min(losses) or steps == (0,)  # counted, not learned
     assert min(losses) == pytest.approx(found["val_loss"], rel=1e-3)
     assert found["samples"] and set(found["known_samples"]) <= set(found["samples"])
 
@@ -315,13 +317,16 @@ def test_tables_follow_their_results(tmp_path, monkeypatch):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "book/results").mkdir(parents=True)
     files = {name: f"benchmarks/results/{name}.json"
-             for name in ("ladder", "without_torch", "nano", "text", "sampling", "tunings")}
+             for name in ("ladder", "without_torch", "nano", "race", "baby", "pieces", "growth",
+                          "text", "sampling", "tunings")}
     files["sorting"] = "benchmarks/results/finetune.json"
     files |= dict.fromkeys(("instructions", "string_tasks", "answers"),
                            "benchmarks/results/instruct.json")
-    for file in [*files.values(), "book/results/ladder.json"]:
+    (tmp_path / "nanogpt").mkdir()
+    for file in [*files.values(), "book/results/ladder.json", "nanogpt/expected.json"]:
         shutil.copy(ROOT / file, tmp_path / file)
-    files |= {"rungs": "book/results/ladder.json", "peers": files["ladder"]}
+    files |= {"rungs": "book/results/ladder.json", "peers": files["ladder"],
+              "floors": files["race"], "expected": "nanogpt/expected.json"}
     assert set(files) == set(tables.TABLES)
     for name, file in files.items():
         table = marks.table(name)
