@@ -102,8 +102,10 @@ def train(
     and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
-    how = (config.optimizer, config.lr, config.weight_decay)
-    optimizers = make_optimizers(model, *how, lr_shares, machine.products)
+    optimizers = make_optimizers(
+        model, config.optimizer, config.lr, config.weight_decay, lr_shares, machine.products,
+        config.momentum, config.embedding_lr,
+    )
     scaler = machine.scaler()
     average = Average(model, config.average)
     progress = Progress()

@@ -32,7 +32,9 @@ MACBOOK = {
     "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": 2000,
     "lr_decay_iters": 2000, "dropout": 0.0,
 }
-LONGER = ("--steps=1000", "--batch-size=32", "--eval-every=250")  # about three minutes
+LONGER = (  # about three minutes
+    "--steps=1000", "--batch-size=32", "--lr=0.01", "--momentum=0.9", "--eval-every=250",
+)
 
 
 def their_folder(clone: Path, folder: Path) -> Path:

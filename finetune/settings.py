@@ -13,7 +13,7 @@ from data import cli
 from data.cli import add, flag
 from makemore.without_torch.schedules import SCHEDULES
 from nanogpt.machine import DEVICES, DTYPES, Machine, choose
-from nanogpt.optim import OPTIMIZERS
+from nanogpt.optim import MOMENTUM, OPTIMIZERS
 from nanogpt.settings import Config
 
 from .adapt import TUNES, Tuning
@@ -129,7 +129,7 @@ def config_of(config: Config, args: Namespace, defaults: dict, muon: float) -> C
         weight_decay=max(0.1, config.weight_decay),
         eval_every=max(min(10, steps), steps // 20), patience=5, seed=0, device="auto",
         dtype="float32", compile=False, schedule="cosine", count=False, accumulate=1, average=0.0,
-        checkpointing=False, shard=False, attention="auto",
+        momentum=MOMENTUM, embedding_lr=1.0, checkpointing=False, shard=False, attention="auto",
     )
     chosen = plain | defaults | chosen | {"block_size": config.block_size}
     names = asdict(config).keys() - {"model", "data", "lines", "sizes", "tokenizer", "vocab_size"}

@@ -12,19 +12,22 @@ from .processes import own, whole
 OPTIMIZERS = ("muon", "adamw")
 STACK = 2**23  # elements that are orthogonalised at once: 32 MiB, and a few times that in passing
 BETAS = (0.9, 0.99)  # of AdamW
+MOMENTUM = 0.95  # of Muon
 
 
 def make_optimizers(
     model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0,
     lr_shares: dict[str, float] | None = None, products: torch.dtype | None = None,
+    momentum: float = MOMENTUM, embedding_lr: float = 1.0,
 ) -> list[torch.optim.Optimizer] | list[NumpyOptimizer]:
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
-    hold for them. Weight decay is for matrices alone. Both take the same learning rate. A model in
-    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these. lr_shares:
-    parameters, by name, that take another share of the learning rate than 1; it stands in their
-    group as "lr_share". products: of Muon, the dtype of its products, if not that of the weights.
+    hold for them. Weight decay is for matrices alone. Both take the same learning rate, the
+    embedding embedding_lr times as much. A model in NumPy gets the optimizers of
+    makemore/without_torch, and may have any kind of these. lr_shares: parameters, by name, that
+    take another share of the learning rate than 1; it stands in their group as "lr_share".
+    products: of Muon, the dtype of its products, if not that of the weights.
     """
     decayed, muon, rest = [], [], []
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -46,7 +49,8 @@ def make_optimizers(
             by_hand.use(kind, list(weights))
         return [by_hand]
     assert kind in OPTIMIZERS
-    shares = {name: (lr_shares or {}).get(name, 1.0) for name in weights}
+    shares = {name: (lr_shares or {}).get(name, 1.0)
+              * (embedding_lr if name.startswith("embedding.") else 1.0) for name in weights}
 
     def groups(names: list[str], decay: float) -> list[dict]:
         return [
@@ -61,7 +65,8 @@ def make_optimizers(
         every = groups(decayed, weight_decay) + groups(rest, 0.0)
         optimizers.append(torch.optim.AdamW(every, lr=lr, betas=BETAS, fused=fused))
     if muon:
-        optimizers.append(Muon(groups(muon, weight_decay), lr=lr, products=products))
+        matrices = groups(muon, weight_decay)
+        optimizers.append(Muon(matrices, lr=lr, momentum=momentum, products=products))
     return optimizers
 
 
@@ -127,7 +132,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.0,
+        self, params, lr: float = 0.01, momentum: float = MOMENTUM, weight_decay: float = 0.0,
         products: torch.dtype | None = None,
     ):
         self.products = products  # how it is computed: of this a checkpoint says nothing

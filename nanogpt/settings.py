@@ -23,7 +23,7 @@ from .attention import CHOICES as CHOICES_OF_ATTENTION
 from .attention import STAGES as ATTENTIVE
 from .gpt import ARCHS, CHOICES, SIZES
 from .machine import DEVICES, DTYPES
-from .optim import OPTIMIZERS
+from .optim import MOMENTUM, OPTIMIZERS
 from .recipes import RECIPES as NAMED
 
 PLAIN = ("cpu", "float32", False)  # device, dtype and compile of the NumPy backend
@@ -60,6 +60,8 @@ class Config:
     average: float = 0.0  # how much of the averaged weights stays at each step; 0 is off
     checkpointing: bool = False
     shard: bool = False
+    momentum: float = MOMENTUM  # of Muon
+    embedding_lr: float = 1.0  # times lr, of the embedding
     attention: str = "auto"  # of gpt and, but for the formula, of the transformer
 
     def check(self) -> None:
@@ -102,8 +104,16 @@ class Config:
             raise ValueError(f"--attention must be one of {', '.join(CHOICES_OF_ATTENTION)}.")
         if self.weight_decay and self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"{self.optimizer} has no --weight-decay; adamw and muon have.")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a number above 0, not {self.lr}.")
+        for name in ("lr", "embedding_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ValueError(f"{flag(name)} must be a number above 0, not {value}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be at least 0 and below 1, not {self.momentum}.")
+        if self.momentum != MOMENTUM and (self.optimizer, self.backend) != ("muon", "torch"):
+            raise ValueError("--momentum is for --optimizer=muon, and not for NumPy.")
+        if self.embedding_lr != 1 and self.backend == "numpy":
+            raise ValueError("--embedding-lr is not for NumPy, where all take the same rate.")
 
 
 def make_parser() -> cli.Parser:
@@ -160,6 +170,10 @@ def make_parser() -> cli.Parser:
     add(group, "batch_size", "rows a step: lines, or windows of the block size")
     add(group, "accumulate", "parts of a batch, where all of it does not fit (default 1)")
     add(group, "lr", "learning rate at its peak", float)
+    text = "times the learning rate, of the embedding: more pays in few steps (default 1)"
+    add(group, "embedding_lr", text, float)
+    text = f"of muon, less pays in few steps (default {MOMENTUM})"
+    add(group, "momentum", text, float)
     text = "steps to the peak, of cosine and wsd (default 100, at most a tenth of the steps)"
     add(group, "warmup", text)
     text = "muon for the layers' matrices, or adamw for all; others in NumPy alone (default muon)"

@@ -194,6 +194,21 @@ def test_every_parameter_has_one_place(stage, kind):
         assert Muon in taken.values()
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_the_embedding_may_take_another_rate(kind):
+    model = build("transformer", V, BLOCK)
+    shares = {"embedding.weight": 0.5, "head.weight": 0.25}
+    found = {}
+    for optimizer in make_optimizers(model, kind, 0.01, lr_shares=shares, momentum=0.8,
+                                     embedding_lr=6.0):
+        for group in optimizer.param_groups:
+            found |= {id(parameter): group["lr_share"] for parameter in group["params"]}
+            assert group.get("momentum", 0.8) == 0.8
+    for name, parameter in model.named_parameters():
+        expected = {"embedding.weight": 3.0, "head.weight": 0.25}.get(name, 1.0)
+        assert found[id(parameter)] == expected
+
+
 def losses(model, optimizers, steps, first):
     """Of training on batches at random, each a function of its step."""
     values = []
