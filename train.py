@@ -30,7 +30,7 @@ from nanogpt import attention
 from nanogpt.check import check
 from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
-from nanogpt.machine import Machine, choose
+from nanogpt.machine import Machine, choose, keep_freed_memory
 from nanogpt.optim import Average, make_optimizers
 from nanogpt.processes import (
     Processes,
@@ -102,6 +102,8 @@ def train(
     and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
+    if machine.kind == "cpu":
+        keep_freed_memory()
     optimizers = make_optimizers(
         model, config.optimizer, config.lr, config.weight_decay, lr_shares, machine.products,
         config.momentum, config.embedding_lr,

@@ -8,7 +8,6 @@ the C library does with freed memory is a setting of a process, so that piece ha
 
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,14 +23,13 @@ import nanogpt
 from benchmarks.ladder import ROOT
 from data import cli, runs
 from nanogpt.dropout import Dropout
+from nanogpt.estimate import most_used
 from nanogpt.gpt import ARCHS, SIZES
-from nanogpt.machine import choose
+from nanogpt.machine import choose, keep_freed_memory
 from nanogpt.optim import make_optimizers, orthogonalise
 
 VOCABULARY = 69  # of tiny shakespeare
 Job = Callable[[], object]
-# Freed memory stays with the process, however large the piece: glibc's settings
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 
 
 def product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> Job:
@@ -137,16 +135,16 @@ def compare(makers: tuple[Callable[[], Job], Callable[[], Job]], rounds: int) ->
 
 def kept_memory(rounds: int) -> dict:
     """A step of 16,384 tokens of baby size, where freed memory goes back to the system and where it
-    stays: two processes."""
+    stays: two processes. memory: the most bytes that each had."""
     found = []
-    for extra in ({}, KEEP):
+    for keep in ([], ["--keep"]):
         command = [sys.executable, "-m", "benchmarks.pieces", "--one-step", f"--rounds={rounds}"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | extra, capture_output=True,
-                              text=True)
+        done = subprocess.run([*command, *keep], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
-        found.append(float(done.stdout))
-    return {"without": found[0], "with": found[1], "first": None}
+        found.append(json.loads(done.stdout))
+    (without, before), (with_it, after) = found
+    return {"without": without, "with": with_it, "first": None, "memory": [before, after]}
 
 
 def table(rows: list[dict]) -> str:
@@ -161,15 +159,18 @@ def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.pieces", description=__doc__)
     cli.add(parser, "rounds", "of each (default 5)")
     cli.add(parser, "one_step", "print the seconds of a step of baby size (used within)", bool)
+    cli.add(parser, "keep", "... with freed memory kept", bool)
     cli.add(parser, "out", "(default benchmarks/results/pieces.json)", Path)
     args = parser.parse_args()
     rounds = 5 if args.rounds is None else args.rounds
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, not {rounds}.")
     if args.one_step:
+        if args.keep and not keep_freed_memory():
+            raise ValueError("here malloc cannot be told to keep memory, or is told otherwise.")
         job = step("baby", 64, "bfloat16", dropout=0.2)
         job()
-        print(statistics.median(seconds(job) for _ in range(rounds)))
+        print([statistics.median(seconds(job) for _ in range(rounds)), most_used(choose("cpu"))])
         return
     out = args.out or ROOT / "benchmarks/results/pieces.json"
     rows = []

@@ -1,7 +1,10 @@
 """The one place that decides where and how precisely to compute, and says what it chose."""
 
+import ctypes
+import os
 import platform
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -9,6 +12,7 @@ import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,20 @@ def choose(device: str = "auto", dtype: str = "float32", compile: bool = False) 
     why_not = cannot_compile(device) if compile else ""
     notes = (f"Not compiled: {why_not}; going on without.",) if why_not else ()
     return Machine(device, dtype, compile and not why_not, notes)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what large tensors leave behind, for the next ones; whether that could
+    be told.
+
+    Left alone, glibc gives every freed piece above 32 MiB back to the system and takes it anew,
+    page by page, for the next step. Whoever sets malloc by the environment (man mallopt:
+    MALLOC_TRIM_THRESHOLD_ ...) has it as set there. Other systems do as they do.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, for one, has none
+    return bool(mallopt and mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0))
 
 
 def mps_available() -> bool:

@@ -40,17 +40,17 @@ RECIPES = {
         model="gpt", data="tales", arch="modern", size="nano", steps=2000, batch_size=32, lr=0.01,
     ),
     "shakespeare-nano": dict(
-        model="gpt", data="shakespeare", arch="modern", size="nano", steps=120, batch_size=24,
-        lr=0.02, momentum=0.85, embedding_lr=5.0, eval_every=120,
+        model="gpt", data="shakespeare", arch="modern", size="nano", steps=130, batch_size=24,
+        lr=0.02, momentum=0.85, embedding_lr=5.0, eval_every=130,
     ),
     "shakespeare-baby": dict(
         model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=1000,
         batch_size=64, lr=0.01, weight_decay=0.1, dtype="bfloat16", eval_every=100,
     ),
     "shakespeare-baby-cpu": dict(
-        model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=1000,
+        model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=950,
         batch_size=16, lr=0.01, momentum=0.9, embedding_lr=5.0, weight_decay=0.1, dtype="bfloat16",
-        eval_every=200,
+        eval_every=475,
     ),
     "gpt2": dict(
         model="gpt", data="tales", arch="gpt2", size="gpt2", tokenizer="gpt2", steps=1000,
