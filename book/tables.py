@@ -55,21 +55,23 @@ def rungs() -> str:
 
 def peers() -> str:
     """What the README says of makemore, nanoGPT and transformers."""
-    names = {row["stage"]: row for row in benchmark("ladder")["rows"][::-1]}  # the first seeds
+    one, other = ([row for row in benchmark("race")["rows"] if row["stage"] == stage]
+                  for stage in ("transformer", "makemore transformer"))
     speeds = {(row["model"], row["compiled"]): row["per_second"]
               for row in benchmark("sampling")["nanogpt"]["rows"]
               if (row["size"], row["arch"], row["dtype"]) == ("gpt2", "gpt2", "float32")}
 
+    def medians(rows: list[dict]) -> list[float]:
+        return [statistics.median(row[name] for row in rows) for name in ("test_loss", "seconds")]
+
     def reached(loss: float, seconds: float) -> str:
         return f"{loss:.3f} in {seconds:.0f} s"
 
-    one, other = names["transformer"], names["makemore transformer"]
     mine, theirs = (benchmark_of_nano.medians(benchmark("nano")["rows"], model)
                     for model in ("ours", "nanoGPT"))
     return markdown(["", "ours", "theirs"], [
-        ["makemore's names and its transformer: test loss, one seed",
-         reached(one["test_loss"], one["seconds"]),
-         f"makemore {reached(other['test_loss'], other['seconds'])}"],
+        ["makemore's names, a transformer: test loss", reached(*medians(one)),
+         f"makemore {reached(*medians(other))}"],
         ["tiny shakespeare, 0.8 million parameters: validation loss",
          reached(*mine), f"nanoGPT {reached(*theirs)}"],
         ["500 tokens from a network of GPT-2's size: tokens a second",

@@ -325,7 +325,7 @@ def test_tables_follow_their_results(tmp_path, monkeypatch):
     (tmp_path / "nanogpt").mkdir()
     for file in [*files.values(), "book/results/ladder.json", "nanogpt/expected.json"]:
         shutil.copy(ROOT / file, tmp_path / file)
-    files |= {"rungs": "book/results/ladder.json", "peers": files["ladder"],
+    files |= {"rungs": "book/results/ladder.json", "peers": files["race"],
               "floors": files["race"], "expected": "nanogpt/expected.json"}
     assert set(files) == set(tables.TABLES)
     for name, file in files.items():

@@ -1,7 +1,11 @@
 """nanogpt/machine.py: what is chosen, what is refused and how. Nothing is really compiled here."""
 
+import os
 import platform
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,3 +276,27 @@ def test_description():
 def test_a_machine_is_what_was_chosen_and_stays_so():
     with pytest.raises(AttributeError):
         choose("cpu").device = "cuda"
+
+
+KEEPING = """
+import psutil, torch
+from nanogpt.machine import keep_freed_memory
+def taken(): return psutil.Process().memory_info().rss
+print(keep_freed_memory())
+before = taken()
+large = torch.ones(2**24)  # 64 MiB
+del large
+print(taken() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's glibc")
+@pytest.mark.parametrize("set_by_user", [False, True])
+def test_freed_memory_is_kept_unless_malloc_is_set(set_by_user):
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("MALLOC_")}
+    environment |= {"MALLOC_PERTURB_": "0"} if set_by_user else {}
+    process = subprocess.run([sys.executable, "-c", KEEPING], env=environment, text=True,
+                             cwd=Path(__file__).parent.parent, capture_output=True, check=True)
+    kept, grown = process.stdout.split()
+    assert kept == str(not set_by_user) or platform.libc_ver()[0] != "glibc"
+    assert (int(grown) > 60e6) == (kept == "True")
