@@ -30,7 +30,7 @@ from nanogpt import attention
 from nanogpt.check import check
 from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
 from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
-from nanogpt.machine import Machine, choose, keep_freed_memory
+from nanogpt.machine import Machine, choose, give_freed_memory_back, keep_freed_memory
 from nanogpt.optim import Average, make_optimizers
 from nanogpt.processes import (
     Processes,
@@ -235,6 +235,8 @@ def train(
             if asked and progress.step < config.steps:
                 raise Stopped(f"stopped at step {progress.step} and saved.")
     progress.seconds = time.monotonic() - began
+    if machine.kind == "cpu":
+        give_freed_memory_back()
     return progress
 
 

@@ -86,9 +86,9 @@ def whole(toy: bool, scratch: Path) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """A row a contender, beside nanoGPT as it is configured; then the whole way."""
-    lines = ["| | seconds an iteration | of nanoGPT's | memory | of nanoGPT's |",
-             "| --- " * 5 + "|"]
+    """Iterations: a row a contender, beside nanoGPT as it is configured."""
+    lines = ["| | seconds an iteration | of nanoGPT's | its floor | memory | of nanoGPT's |",
+             "| --- " * 6 + "|"]
     peers = [row for row in rows if row["contender"] == "nanoGPT"]
     for row in rows:
         if "losses" in row:
@@ -96,12 +96,16 @@ def table(rows: list[dict]) -> str:
         time, memory = row["seconds_an_iteration"], row["memory"]
         shares = (f"{time / peers[0]['seconds_an_iteration']:.2f}",
                   f"{memory / peers[0]['memory']:.2f}") if peers else ("-", "-")
-        lines.append(f"| {row['contender']} | {time:.2f} | {shares[0]} | {memory / 1e9:.2f} GB "
-                     f"| {shares[1]} |")
-    for row in (row for row in rows if "losses" in row):
-        lines += ["", f"--recipe=shakespeare-baby-cpu: {row['val_loss']:.4f} after "
-                      f"{row['seconds'] / 60:.1f} minutes, {row['tokens']:,} tokens."]
+        floor = f"{row['floor_an_iteration']:.2f}" if "floor_an_iteration" in row else "-"
+        lines.append(f"| {row['contender']} | {time:.2f} | {shares[0]} | {floor} "
+                     f"| {memory / 1e9:.2f} GB | {shares[1]} |")
     return "\n".join(lines)
+
+
+def way(row: dict) -> str:
+    """What a whole run came to."""
+    return (f"--recipe=shakespeare-baby-cpu: {row['val_loss']:.4f} after {row['seconds'] / 60:.1f} "
+            f"minutes and {row['tokens']:,} tokens.")
 
 
 def main() -> None:
@@ -134,6 +138,7 @@ def main() -> None:
         if args.whole:
             note(whole(args.toy, scratch))
     print(table(rows))
+    print(*(way(row) for row in rows if "losses" in row), sep="\n")
 
 
 if __name__ == "__main__":

@@ -99,8 +99,15 @@ def table(rows: list[dict]) -> str:
             spread([row["bits_per_char"] for row in group], 3), *shares,
             spread([float(np.mean(row["questions"])) for row in group], 3),
             f"{ahead:+.3f} ({low:+.3f} to {high:+.3f})",
-            f"{np.mean([row['seconds'] for row in group]) / 60:.0f} |"]))
+            f"{minutes(group)} |"]))
     return "\n".join(lines)
+
+
+def minutes(rows: list[dict]) -> str:
+    """What the chain took, of the rows whose processes had the most threads."""
+    most = max(row["environment"]["threads"] for row in rows)
+    taken = [row["seconds"] for row in rows if row["environment"]["threads"] == most]
+    return f"{np.mean(taken) / 60:.0f} on {most} thread{'s' * (most > 1)}"
 
 
 def choice(row: dict) -> tuple[str, int, int, int]:

@@ -17,9 +17,6 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.estimate import most_used
-from nanogpt.machine import choose
-
 
 def load(clone: Path, vocab_size: int, block_size: int, layers: int, heads: int, width: int):
     """A GPT of the clone with weights at random, in evaluation mode. ValueError: no clone there."""
@@ -57,11 +54,15 @@ def run_training(folder: Path, flags: list[str]) -> dict:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         names = runpy.run_path("train.py", run_name="__main__")
     seconds = [float(time) / 1000 for time in re.findall(r"time ([\d.]+)ms", said.getvalue())]
+    from nanogpt.estimate import most_used  # only now: the memory is that of nanoGPT
+    from nanogpt.machine import choose
+
+    memory = most_used(choose("cpu"))
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     return {
         "parameters": sum(p.numel() for p in names["raw_model"].parameters()),
         "step_seconds": seconds,
-        "memory": most_used(choose("cpu")),
+        "memory": memory,
         "peak": torch.cuda.max_memory_allocated() if on_gpu else None,
         "kept": torch.cuda.memory_allocated() if on_gpu else None,
     }

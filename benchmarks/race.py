@@ -51,7 +51,6 @@ def main() -> None:
         raise ValueError("name the folder of a clone: --makemore=CLONE.")
     out = args.out or ROOT / "benchmarks/results/race.json"
     rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else []
-    rows = [row for row in rows if row["stage"].split()[-1] not in stages]
     when = {"date": datetime.date.today().isoformat(), "environment": runs.environment()}
 
     def note(row: dict) -> None:
@@ -66,6 +65,7 @@ def main() -> None:
         known = set(splits["train"]) | set(splits["val"])
         unseen = [line for line in splits["test"] if line not in known]
         for stage in stages:
+            rows[:] = [row for row in rows if row["stage"].split()[-1] != stage]
             for seed in range(times):
                 quick = f"--recipe=quick-{stage}"
                 note(ours(stage, seed, folder, unseen, Path(scratch), quick))

@@ -26,7 +26,7 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import data
@@ -37,8 +37,8 @@ from book import clone
 from data import cli, runs
 from makemore import diff
 from nanogpt import STAGES
+from nanogpt.settings import Config, settle
 from nanogpt.settings import make_parser as settings_parser
-from nanogpt.settings import settle
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("ladder", "numpy", "pictures")
@@ -81,7 +81,8 @@ def model_of(settings: dict) -> dict:
 
 def agrees(saved: dict, settings: dict) -> bool:
     """Whether a run had these settings."""
-    return {name: saved.get(name) for name in settings} == settings
+    usual = {field.name: field.default for field in fields(Config)}  # newer than what was saved
+    return {name: saved.get(name, usual.get(name)) for name in settings} == settings
 
 
 def is_done(row: dict, settings: dict, model: dict) -> bool:
@@ -295,7 +296,8 @@ def make(args: argparse.Namespace) -> None:
         if part == "ladder":
             ladder(args.stages, args.out / "ladder.json", args.runs, args.fresh)
         elif part == "numpy":
-            ladder(list(IN_NUMPY), args.out / "numpy.json", args.runs, args.fresh)
+            stages = [name for name in IN_NUMPY if name.removesuffix("-numpy") in args.stages]
+            ladder(stages, args.out / "numpy.json", args.runs, args.fresh)
         else:
             pictures(args.stages, args.out, args.runs)
     print("\nThe articles show these results: python -m book.marks puts them in.")

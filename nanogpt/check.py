@@ -48,8 +48,8 @@ def nearest(settings: dict, recipes: list[dict]) -> dict:
                          "python -m benchmarks.expected measures them.")
     best = min(same, key=lambda recipe: len(differences(settings, recipe["settings"])))
     if apart := differences(settings, best["settings"]):
-        raise ValueError(f"the run is of no recipe: it differs from that of {settings['model']} on "
-                         f"{settings['data']} in {', '.join(apart)}.")
+        raise ValueError(f"the run is not of the bare command: it differs from that of "
+                         f"{settings['model']} on {settings['data']} in {', '.join(apart)}.")
     return best
 
 

@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
         left_out = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or left_out in (0, LEVELS):
             return F.dropout(x, self.p, self.training)
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = drawn.view(torch.int16)[:x.numel()].view(x.shape)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        bits = drawn.random_(-(2**63), None).view(torch.int16)[:x.numel()].view(x.shape)
         kept = bits >= left_out - LEVELS // 2
         return x * kept * (LEVELS / (LEVELS - left_out))

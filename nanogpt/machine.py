@@ -95,12 +95,24 @@ def keep_freed_memory() -> bool:
 
     Left alone, glibc gives every freed piece above 32 MiB back to the system and takes it anew,
     page by page, for the next step. Whoever sets malloc by the environment (man mallopt:
-    MALLOC_TRIM_THRESHOLD_ ...) has it as set there. Other systems do as they do.
+    MALLOC_..., GLIBC_TUNABLES) has it as set there. Other systems do as they do.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    set_there = any(name.startswith("MALLOC_") for name in os.environ)
+    if set_there or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, for one, has none
+    mallopt = of_glibc("mallopt")
     return bool(mallopt and mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0))
+
+
+def give_freed_memory_back() -> None:
+    """All that was kept, to the system: what comes after a training has other needs."""
+    if trim := of_glibc("malloc_trim"):
+        trim(0)
+
+
+def of_glibc(name: str):
+    """A function of the C library, or None where it has none of that name, as musl."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def mps_available() -> bool:

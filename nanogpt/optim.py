@@ -24,10 +24,10 @@ def make_optimizers(
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
     hold for them. Weight decay is for matrices alone. Both take the same learning rate, the
-    embedding embedding_lr times as much. A model in NumPy gets the optimizers of
-    makemore/without_torch, and may have any kind of these. lr_shares: parameters, by name, that
-    take another share of the learning rate than 1; it stands in their group as "lr_share".
-    products: of Muon, the dtype of its products, if not that of the weights.
+    embedding (and a head tied to it) embedding_lr times as much. A model in NumPy gets the
+    optimizers of makemore/without_torch, and may have any kind of these. lr_shares: parameters, by
+    name, that take another share of the learning rate than 1; it stands in their group as
+    "lr_share". products: of Muon, the dtype of its products, if not that of the weights.
     """
     decayed, muon, rest = [], [], []
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}

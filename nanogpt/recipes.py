@@ -5,9 +5,9 @@
     python train.py --recipe=shakespeare-nano --width=256      but wider
 
 A bare --model=gpt takes "names" for lines and "tales" for text. The quick ones are of the stages
-on names: as few steps as take them to the loss that makemore has after 10,000 of its own (so
-without dropout, which pays later); what they leave out is that of the stage. Chosen on validation
-data.
+on names: as few steps as take those that makemore has too to its loss after 10,000 of its own, and
+cnn and lstm near the others (so without dropout, which pays later); what they leave out is that of
+the stage. Chosen on validation data.
 """
 
 RECIPES = {

@@ -110,10 +110,6 @@ class Config:
                 raise ValueError(f"{flag(name)} must be a number above 0, not {value}.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"--momentum must be at least 0 and below 1, not {self.momentum}.")
-        if self.momentum != MOMENTUM and (self.optimizer, self.backend) != ("muon", "torch"):
-            raise ValueError("--momentum is for --optimizer=muon, and not for NumPy.")
-        if self.embedding_lr != 1 and self.backend == "numpy":
-            raise ValueError("--embedding-lr is not for NumPy, where all take the same rate.")
 
 
 def make_parser() -> cli.Parser:
@@ -170,9 +166,9 @@ def make_parser() -> cli.Parser:
     add(group, "batch_size", "rows a step: lines, or windows of the block size")
     add(group, "accumulate", "parts of a batch, where all of it does not fit (default 1)")
     add(group, "lr", "learning rate at its peak", float)
-    text = "times the learning rate, of the embedding: more pays in few steps (default 1)"
+    text = "times the learning rate, of the embedding, and of a head tied to it (default 1)"
     add(group, "embedding_lr", text, float)
-    text = f"of muon, less pays in few steps (default {MOMENTUM})"
+    text = f"of Muon: less is better in few steps (default {MOMENTUM})"
     add(group, "momentum", text, float)
     text = "steps to the peak, of cosine and wsd (default 100, at most a tenth of the steps)"
     add(group, "warmup", text)
@@ -202,7 +198,7 @@ def make_parser() -> cli.Parser:
     add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
     add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
     add(group, "config", "repeat a run from its config.json; other flags override it", Path)
-    text = "say whether a run of a recipe is where others of it were, and do nothing else"
+    text = "say whether a run of a bare command is where others of it were, and do nothing else"
     add(group, "check", text, Path, metavar="RUN")
     return parser
 
@@ -238,6 +234,8 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
         repeated = repeated | repeated["sizes"]
     given = presets(given) | given
     chosen = recipe | repeated | given
+    for name in useless(given, chosen.get("optimizer", "muon"), stage, backend):
+        chosen.pop(name, None)
     steps, tokenizer = chosen["steps"], chosen.get("tokenizer", "char")
     defaults = dict(
         lines=False, block_size=data.default_block_size(dataset, tokenizer),
@@ -255,6 +253,18 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
     config = Config(**{name: value for name, value in settings.items() if name in known})
     config.check()
     return config
+
+
+def useless(given: dict, optimizer: str, stage: str, backend: str) -> list[str]:
+    """Settings of the optimizer that a run has no use for. ValueError: one of them is given."""
+    names = {}
+    if optimizer != "muon" or stage == "bigram":
+        names["momentum"] = "is of Muon, which this run has no matrices for or does not use"
+    if backend == "numpy":
+        names |= dict.fromkeys(("momentum", "embedding_lr"), "is not for NumPy")
+    for name in names.keys() & given.keys():
+        raise ValueError(f"{flag(name)} {names[name]}.")
+    return list(names)
 
 
 def refuse_sizes(given: dict, stage: str, backend: str, takes: dict) -> None:

@@ -31,7 +31,7 @@ from nanogpt.dropout import Dropout
 from nanogpt.evaluate import mean_loss
 from nanogpt.gpt import ARCHS, CHOICES, SIZES
 from nanogpt.machine import Machine, choose
-from nanogpt.optim import make_optimizers
+from nanogpt.optim import MOMENTUM, make_optimizers
 from nanogpt.recipes import RECIPES
 from nanogpt.settings import make_parser, settle
 
@@ -699,7 +699,9 @@ WRONG = {
     "--average=1": "--average",
     "--average=nan": "--average",
     "--momentum=1": "--momentum",
-    "--momentum=0.9 --optimizer=adamw": "--optimizer=muon",
+    "--momentum=0.9 --optimizer=adamw": "--momentum is of Muon",
+    "--model=bigram --momentum=0.9": "--momentum is of Muon",
+    "--model=mlp --backend=numpy --embedding-lr=2": "--embedding-lr is not for NumPy",
     "--embedding-lr=0": "--embedding-lr",
     "--model=lstm --arch=gpt2": "--arch",
     "--model=lstm --recipe=names": "--recipe",
@@ -752,6 +754,15 @@ def test_what_is_given_overrides_the_dials_and_these_the_recipe(monkeypatch):
         turned = settled(f"--arch={name}", "--norm=rms", "--no-bias", "--tied", "--logit-cap=3")
         given = dict(norm="rms", bias=False, tied=True, logit_cap=3.0)
         assert turned.sizes.items() >= (pieces | given).items()
+
+
+def test_what_a_recipe_says_of_muon_is_not_in_the_way_of_another_optimizer():
+    recipe = settled("--recipe=shakespeare-nano")
+    assert (recipe.momentum, recipe.embedding_lr) == (0.85, 5.0)
+    other = settled("--recipe=shakespeare-nano", "--optimizer=adamw")
+    assert (other.momentum, other.embedding_lr) == (MOMENTUM, 5.0)
+    again = settled("--optimizer=adamw", repeated=vars(recipe))
+    assert (again.momentum, again.embedding_lr) == (MOMENTUM, 5.0)
 
 
 def test_the_pieces_of_a_bare_model_are_modern():
@@ -856,6 +867,14 @@ def test_a_whole_run_and_one_resumed_ends_like_never_stopped(
     assert runs.load_checkpoint(Path("once/last.pt"))["progress"]["step"] == 5
     start("--resume=once")
     assert ended("once") == ended("never")
+
+
+def test_the_settings_of_the_optimizers_reach_them(flags_on, start):
+    start(*flags_on("text", "--steps=1", "--momentum=0.8", "--embedding-lr=3"), "--out=run")
+    adamw, muon = runs.load_checkpoint(Path("run/last.pt"))["optimizers"]
+    assert {group["momentum"] for group in muon["param_groups"]} == {0.8}
+    shares = [(group["lr_share"], len(group["params"])) for group in adamw["param_groups"]]
+    assert (3.0, 1) in shares and {share for share, _ in shares} == {1.0, 3.0}
 
 
 def test_warm_up_stable_decay(flags_on, start):

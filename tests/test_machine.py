@@ -267,6 +267,13 @@ def test_products_are_of_the_dtype_and_weights_are_not(dtype):
     assert (weight @ weight).dtype == torch.float32
 
 
+def test_muon_multiplies_in_bfloat16_where_the_run_does():
+    for device in ("cpu", "cuda:1"):
+        assert Machine(device, "bfloat16", False).products == torch.bfloat16
+    for device, dtype in (("cpu", "float32"), ("cuda", "float16"), ("mps", "bfloat16")):
+        assert Machine(device, dtype, False).products is None
+
+
 def test_description():
     chosen = Machine("cpu", "bfloat16", False)
     assert chosen.describe().startswith("cpu (") and "bfloat16, not compiled" in chosen.describe()
@@ -280,12 +287,14 @@ def test_a_machine_is_what_was_chosen_and_stays_so():
 
 KEEPING = """
 import psutil, torch
-from nanogpt.machine import keep_freed_memory
+from nanogpt.machine import give_freed_memory_back, keep_freed_memory
 def taken(): return psutil.Process().memory_info().rss
 print(keep_freed_memory())
 before = taken()
-large = torch.ones(2**24)  # 64 MiB
+large = torch.ones(2**26)  # 256 MiB
 del large
+print(taken() - before)
+give_freed_memory_back()
 print(taken() - before)
 """
 
@@ -297,6 +306,6 @@ def test_freed_memory_is_kept_unless_malloc_is_set(set_by_user):
     environment |= {"MALLOC_PERTURB_": "0"} if set_by_user else {}
     process = subprocess.run([sys.executable, "-c", KEEPING], env=environment, text=True,
                              cwd=Path(__file__).parent.parent, capture_output=True, check=True)
-    kept, grown = process.stdout.split()
+    kept, grown, left = process.stdout.split()
     assert kept == str(not set_by_user) or platform.libc_ver()[0] != "glibc"
-    assert (int(grown) > 60e6) == (kept == "True")
+    assert (int(grown) > 2**27) == (kept == "True") and int(left) < 2**27
