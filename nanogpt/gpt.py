@@ -26,6 +26,7 @@ from makemore.transformer import rotary_frequencies, rotate
 from .attention import Attend, attention_of, attention_of_one
 from .cache import Cache
 from .dropout import Dropout
+from .lean import RMSNorm, rms_norm, squared_relu
 
 ARCHS = {
     "modern": dict(
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, -1, D).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)  # (B, H, T, D)
         if self.qk_norm:
-            qk = F.rms_norm(qk, (D,))
+            qk = rms_norm(qk)
         if self.rotary:
             qk = rotate(qk, view.cos, view.sin)
         q, k = qk.split([self.heads, self.kv_heads], 1)
@@ -121,7 +122,7 @@ class MLP(nn.Module):
         if self.kind in ("gelu", "gelu-exact"):  # GPT-2's is the one that tanh approximates
             x = F.gelu(x, approximate="tanh" if self.kind == "gelu" else "none")
         elif self.kind == "relu2":
-            x = F.relu(x).square()
+            x = squared_relu(x)
         else:  # Shazeer (2020)
             x, gate = x.chunk(2, 2)
             x = x * F.silu(gate)
@@ -171,7 +172,7 @@ class GPT(LanguageModel):
             self.register_buffer("speeds", rotary_frequencies(features), persistent=False)
 
         def make_norm():
-            return nn.RMSNorm(width) if norm == "rms" else nn.LayerNorm(width, bias=bias)
+            return RMSNorm(width) if norm == "rms" else nn.LayerNorm(width, bias=bias)
 
         for _ in range(layers):
             rotary = position == "rotary"

@@ -48,9 +48,9 @@ RECIPES = {
         batch_size=64, lr=0.01, weight_decay=0.1, dtype="bfloat16", eval_every=100,
     ),
     "shakespeare-baby-cpu": dict(
-        model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=950,
+        model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=900,
         batch_size=16, lr=0.01, momentum=0.9, embedding_lr=5.0, weight_decay=0.1, dtype="bfloat16",
-        eval_every=475,
+        eval_every=450,
     ),
     "gpt2": dict(
         model="gpt", data="tales", arch="gpt2", size="gpt2", tokenizer="gpt2", steps=1000,
