@@ -258,12 +258,15 @@ def settle(args: Namespace, source: str, dataset: data.Dataset, repeated: dict) 
 def useless(given: dict, optimizer: str, stage: str, backend: str) -> list[str]:
     """Settings of the optimizer that a run has no use for. ValueError: one of them is given."""
     names = {}
-    if optimizer != "muon" or stage == "bigram":
-        names["momentum"] = "is of Muon, which this run has no matrices for or does not use"
+    if stage == "bigram":
+        names["momentum"] = "is of Muon, which finds no matrix inside of a bigram"
+    elif optimizer != "muon":
+        names["momentum"] = f"is of Muon, and this run has {optimizer}"
     if backend == "numpy":
         names |= dict.fromkeys(("momentum", "embedding_lr"), "is not for NumPy")
-    for name in names.keys() & given.keys():
-        raise ValueError(f"{flag(name)} {names[name]}.")
+    for name, why in names.items():
+        if name in given:
+            raise ValueError(f"{flag(name)} {why}.")
     return list(names)
 
 
