@@ -37,7 +37,7 @@ RESULTS = ROOT / "book" / "results" / "ladder.json"
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = ("book.css", "book.js", "plot.js")
 CHAPTERS = {  # those that exist, in the order of reading
-    "In use": ["book/guide.md", "book/measured.md", "finetune/reached.md"],
+    "In use": ["book/guide.md", "book/measured.md", "finetune/reached.md", "benchmarks/SPEED.md"],
     "The ladder": [*(f"makemore/{stage}.md" for stage in diff.STAGES), "nanogpt/gpt.md"],
     "Beneath and beyond": [
         "makemore/without_torch/without_torch.md", "kernels/attention.md", "finetune/finetune.md",
