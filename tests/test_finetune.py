@@ -1289,11 +1289,13 @@ def test_the_table_of_the_chain_is_over_seeds_of_one_choice():
         tasks_ = {"first": right, "last": 1.0}
         return {"tokens": "1024", "seed": seed, "pretrain": chain.PRETRAIN, "steps": steps,
                 "seconds": 60.0, "bits_per_char": 2.0, "questions": [right] * 8 + [0.0] * 4,
-                "strings_seen": tasks_, "strings_unseen": tasks_}
+                "strings_seen": tasks_, "strings_unseen": tasks_,
+                "environment": {"threads": 1 + seed}}
 
     rows = [row(1, chain.STEPS, 1.0), row(0, chain.STEPS, 0.0), row(0, 7, 1.0)]
     lines = chain.table(rows).splitlines()
     assert len(lines) == 4 and "0.750 ±" in lines[2] and "1.000" in lines[3]
+    assert lines[2].endswith("| 1 on 2 threads |")  # seed 0 had one
     assert [r["seed"] for r in chain.chosen(rows)] == [0, 1]
     assert chain.some(list(range(20))) == list(range(0, 16, 2)) and chain.some([3]) == [3]
 
