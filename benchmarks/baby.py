@@ -23,6 +23,7 @@ from benchmarks.ladder import ROOT, SCRIPT, spent, timed
 from benchmarks.nano import their_folder
 from data import cli, runs
 
+TOKENS = 64 * 256  # of an iteration
 WITHOUT = "nullcontext() if device_type == 'cpu' else "  # autocast, in nanoGPT's train.py
 VARIANTS = {  # of nanoGPT: flags, and whether it gets autocast
     "nanoGPT": ({}, False),
@@ -100,6 +101,15 @@ def table(rows: list[dict]) -> str:
         lines.append(f"| {row['contender']} | {time:.2f} | {shares[0]} | {floor} "
                      f"| {memory / 1e9:.2f} GB | {shares[1]} |")
     return "\n".join(lines)
+
+
+def floor(rows: list[dict]) -> float:
+    """Seconds below the whole way: its operations at the best speed that one of the processes found
+    of large products, which each measures once at its start, and another's work may disturb."""
+    (whole_way,) = (row for row in rows if "losses" in row)
+    share = whole_way["tokens"] / TOKENS
+    return min([whole_way["floor_seconds"]] + [row["floor_an_iteration"] * share for row in rows
+                                               if "floor_an_iteration" in row])
 
 
 def way(row: dict) -> str:

@@ -116,7 +116,9 @@ def floors() -> str:
                                          if other["stage"] == row["stage"]]
               for row in benchmark("race")["rows"] if not row["stage"].startswith("makemore")}
     groups["shakespeare, nano"] = [r for r in benchmark("nano")["rows"] if r["model"] == "ours"]
-    groups["shakespeare, baby"] = [r for r in benchmark("baby")["rows"] if "losses" in r]
+    baby_rows = benchmark("baby")["rows"]
+    groups["shakespeare, baby"] = [row | {"floor_seconds": benchmark_of_baby.floor(baby_rows)}
+                                   for row in baby_rows if "losses" in row]
     rows = []
     for name, group in groups.items():
         all_, steps = (statistics.median(row[key] for row in group)

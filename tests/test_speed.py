@@ -45,3 +45,11 @@ def test_iterations_are_compared_with_those_of_nanogpt():
     assert lines[2:] == ["| nanoGPT | 8.00 | 1.00 | - | 4.00 GB | 1.00 |",
                          "| ours | 2.00 | 0.25 | 0.50 | 1.00 GB | 0.25 |"]
     assert "1.5000 after 2.0 minutes" in baby.way(rows[-1])
+
+
+def test_the_floor_is_that_of_the_process_that_was_disturbed_least():
+    def rows(whole):
+        return [{"contender": "ours", "floor_an_iteration": 2.0},
+                {"losses": [], "tokens": 3 * baby.TOKENS, "floor_seconds": whole}]
+
+    assert baby.floor(rows(9.0)) == 6.0 and baby.floor(rows(5.0)) == 5.0
