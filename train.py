@@ -103,7 +103,7 @@ def train(
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
     if machine.kind == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(largest=max(p.nbytes for p in model.parameters()))
     optimizers = make_optimizers(
         model, config.optimizer, config.lr, config.weight_decay, lr_shares, machine.products,
         config.momentum, config.embedding_lr,

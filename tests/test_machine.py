@@ -286,10 +286,11 @@ def test_a_machine_is_what_was_chosen_and_stays_so():
 
 
 KEEPING = """
+import sys
 import psutil, torch
 from nanogpt.machine import give_freed_memory_back, keep_freed_memory
 def taken(): return psutil.Process().memory_info().rss
-print(keep_freed_memory())
+print(keep_freed_memory(largest=int(sys.argv[1])))
 before = taken()
 large = torch.ones(2**26)  # 256 MiB
 del large
@@ -300,12 +301,16 @@ print(taken() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's glibc")
-@pytest.mark.parametrize("set_by_user", [False, True])
-def test_freed_memory_is_kept_unless_malloc_is_set(set_by_user):
+@pytest.mark.parametrize("set_by_user, largest", [
+    (False, 2**20), (False, 2**28), (True, 2**20),
+])
+def test_freed_memory_is_kept_unless_weights_are_large_or_malloc_is_set(set_by_user, largest):
     environment = {n: value for n, value in os.environ.items() if not n.startswith("MALLOC_")}
     environment |= {"MALLOC_PERTURB_": "0"} if set_by_user else {}
-    process = subprocess.run([sys.executable, "-c", KEEPING], env=environment, text=True,
-                             cwd=Path(__file__).parent.parent, capture_output=True, check=True)
+    script = [sys.executable, "-c", KEEPING, str(largest)]
+    process = subprocess.run(script, env=environment, text=True, capture_output=True, check=True,
+                             cwd=Path(__file__).parent.parent)
     kept, grown, left = process.stdout.split()
-    assert kept == str(not set_by_user) or platform.libc_ver()[0] != "glibc"
+    wanted = not set_by_user and largest == 2**20
+    assert kept == str(wanted) or platform.libc_ver()[0] != "glibc"
     assert (int(grown) > 2**27) == (kept == "True") and int(left) < 2**27
