@@ -142,7 +142,7 @@ def expected() -> str:
         what = recipe["settings"]
         losses = [recipe["losses"].get(str(round(share * what["steps"])))
                   for share in check.SHARES]
-        rows.append([f"{what['model']} on {what['data']}", f"{what['steps']:,}",
+        rows.append([f"`{recipe['command']}`", f"{what['steps']:,}",
                      *(benchmark_of_ladder.spread(each) if each else "-" for each in losses)])
     shares = [f"at {share:.0%}" for share in check.SHARES]
     return markdown(["run", "steps", *shares], rows)

@@ -1,8 +1,9 @@
 """Is a run where it should be? python train.py --check=runs/lstm-names
 
-expected.json holds, for the bare command of a stage, the validation loss after a tenth, a half and
-all of its steps, over a few seeds; `python -m benchmarks.expected` makes it. A run of the same
-settings, whatever its seed and machine, is held against that: is it within what seeds make of it?
+expected.json holds, for the bare command of every stage and for named recipes, the validation loss
+after a tenth, a half and all of the steps, over a few seeds; `python -m benchmarks.expected` makes
+it. A run of the same settings, whatever its seed and machine, is held against that: is it within
+what seeds make of it?
 """
 
 import json
@@ -17,21 +18,23 @@ from .settings import Config, read_config, restore_config
 
 PATH = Path(__file__).with_name("expected.json")
 SHARES = (0.1, 0.5, 1.0)  # of the steps
-# What a loss must not depend on by more than rounding: where and how it is computed.
+# What the loss of a step must not depend on by more than rounding: where and how it is computed;
+# nor on when it is looked at.
 MACHINE = {"seed", "device", "dtype", "compile", "accumulate", "checkpointing", "shard",
            "attention"}
+LOOKS = {"eval_every", "patience"}
 SPREADS = 3  # standard deviations that are still as expected
 LEAST = 0.005  # nats: what another machine's rounding may come to in the end
 
 
 def key(config: Config) -> dict:
     """The settings that a loss depends on."""
-    return {name: value for name, value in asdict(config).items() if name not in MACHINE}
+    return {name: value for name, value in asdict(config).items() if name not in MACHINE | LOOKS}
 
 
 def load(path: Path | None = None) -> list[dict]:
-    """The recipes that were measured: {"settings", "fingerprint", "seeds", "losses": {step: those
-    of each seed}}."""
+    """The recipes that were measured: {"command", "settings", "fingerprint", "seeds", "losses":
+    {step: those of each seed}}."""
     path = path or PATH
     return json.loads(path.read_text("utf-8"))["recipes"] if path.exists() else []
 
@@ -41,15 +44,15 @@ def nearest(settings: dict, recipes: list[dict]) -> dict:
     """
     same = [r for r in recipes if all(r["settings"][n] == settings[n] for n in ("model", "data"))]
     if not same:
-        known = ", ".join(f"{r['settings']['model']} on {r['settings']['data']}" for r in recipes)
+        known = "; ".join(recipe["command"] for recipe in recipes)
         what = f"{settings['model']} on {settings['data']}"
         known = f"only those of {known} are" if known else "none are"
         raise ValueError(f"the losses to expect of {what} are not measured yet ({known}): "
                          "python -m benchmarks.expected measures them.")
     best = min(same, key=lambda recipe: len(differences(settings, recipe["settings"])))
     if apart := differences(settings, best["settings"]):
-        raise ValueError(f"the run is not of the bare command: it differs from that of "
-                         f"{settings['model']} on {settings['data']} in {', '.join(apart)}.")
+        raise ValueError(f"the run is not of a recipe whose losses are known: from the nearest, "
+                         f"{best['command']}, it differs in {', '.join(apart)}.")
     return best
 
 

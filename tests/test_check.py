@@ -15,7 +15,7 @@ LOSSES = {"200": [2.30, 2.31, 2.32], "1000": [2.20, 2.21, 2.19], "2000": [2.15, 
 @pytest.fixture
 def known(tmp_path, monkeypatch):
     """One recipe, the transformer's on names; its settings."""
-    what = expected.asked("transformer", "names", 3)
+    what = expected.asked("--model=transformer", 3)
     path = tmp_path / "expected.json"
     path.write_text(json.dumps({"recipes": [what | {"losses": LOSSES}]}), "utf-8")
     monkeypatch.setattr(check, "PATH", path)
@@ -28,7 +28,8 @@ def run(tmp_path, known):
     def make(losses, **others):
         folder = tmp_path / "run"
         folder.mkdir()
-        machine = dict(seed=7, device="auto", dtype="float32", compile=False)
+        machine = dict(seed=7, device="auto", dtype="float32", compile=False, eval_every=7,
+                       patience=1)
         saved = known["settings"] | machine | {"fingerprint": known["fingerprint"]} | others
         runs.write_json(folder / "config.json", saved)
         for step, loss in losses.items():
@@ -71,8 +72,8 @@ def test_a_run_is_judged_at_the_steps_that_are_known(run, losses, good, word):
 
 
 @pytest.mark.parametrize("others, sentence", [
-    ({"lr": 0.5}, r"differs from that of transformer on names in --lr \(0.5, there 0.01\)"),
-    ({"data": "tales"}, "are not measured yet .only those of transformer on names are"),
+    ({"lr": 0.5}, r"the nearest, --model=transformer, it differs in --lr \(0.5, there 0.01\)"),
+    ({"data": "tales"}, "are not measured yet .only those of --model=transformer are"),
     ({"fingerprint": "other"}, "is not what it was"),
 ])
 def test_what_cannot_be_compared_is_said(run, others, sentence):
