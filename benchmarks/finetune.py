@@ -8,7 +8,8 @@ each fold pretrains on its own training tales, so that no tale was read before i
 Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
 bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
 has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
-goes beside full finetuning on the names. Rows of tasks that are not asked for stay in the results.
+goes beside full finetuning where all labels are there. Each fold has seeds of its own, so that one
+seed a fold is several over all tales. Rows of tasks that are not asked for stay in the results.
 --toy: everything, as small as can be, to see that it runs.
 """
 
@@ -127,9 +128,13 @@ def origin(seeds: int, scratch: Path, toy: bool, share: float) -> list[dict]:
     if not base.exists():
         pretrain(NAMES, "names", base, toy)
     task = fewer(tasks.load("origin"), share)
-    names = [name for name in NETWORKS if name != LORA or share == 1]
-    found = scores([(base, task)], names, seeds, scratch, toy)
+    found = scores([(base, task)], networks(share), seeds, scratch, toy)
     return judged("origin", *found, share=share, seeds=seeds)
+
+
+def networks(share: float) -> list[str]:
+    """Those that are trained on a share of the labels."""
+    return [name for name in NETWORKS if name != LORA or share == 1]
 
 
 def fewer(task: tasks.Task, share: float) -> tasks.Task:
@@ -158,8 +163,7 @@ def tale_task(
             folder = fold_folder(splits, scratch / f"fold-{number}")
             pretrain(TALES, str(folder), base, toy)
         pairs.append((base, fewer(tasks.make(name, splits), share)))
-    names = [other for other in NETWORKS if other != LORA]
-    found = scores(pairs, names, seeds, scratch, toy)
+    found = scores(pairs, networks(share), seeds, scratch, toy)
     return judged(name, *found, share=share, seeds=seeds, folds=folds)
 
 
@@ -170,9 +174,10 @@ def scores(
     and what each training of a network cost."""
     right: dict[str, list[np.ndarray]] = {}
     costs: dict[str, list[dict]] = {name: [] for name in names}
-    for base, task in pairs:
+    for number, (base, task) in enumerate(pairs):
         for name in names:
-            each = [network(base, task, name, seed, scratch, toy) for seed in range(seeds)]
+            each = [network(base, task, name, seed, scratch, toy)
+                    for seed in range(number, seeds * len(pairs), len(pairs))]
             right.setdefault(name, []).append(np.mean([found for found, _ in each], 0))
             costs[name] += [cost for _, cost in each]
         for name, values in plain(task, toy).items():

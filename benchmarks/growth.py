@@ -65,15 +65,22 @@ def random_text(folder: Path, characters: int = 300_000) -> Path:
 
 def table(rows: list[dict]) -> str:
     """A row a size; expected: by its operations, at the speed of the base."""
-    base = base_of(rows)  # measured once for every dial
-    speed = statistics.median(row["seconds_per_token"] / row["flops_per_token"] for row in rows
-                              if all(row[name] == value for name, value in base.items()))
-    lines = ["| dial | value | microseconds a token | expected | MB |", "| --- " * 5 + "|"]
+    speed = speed_of(rows)
+    lines = ["| dial | value | microseconds a token | expected | of that | MB |",
+             "| --- " * 6 + "|"]
     for row in rows:
+        taken, expected = row["seconds_per_token"], speed * row["flops_per_token"]
         lines.append(
-            f"| {row['dial']} | {row[row['dial']]:,} | {1e6 * row['seconds_per_token']:.1f} | "
-            f"{1e6 * speed * row['flops_per_token']:.1f} | {row['memory'] / 1e6:,.0f} |")
+            f"| {row['dial']} | {row[row['dial']]:,} | {1e6 * taken:.1f} | {1e6 * expected:.1f} | "
+            f"{taken / expected:.2f} | {row['memory'] / 1e6:,.0f} |")
     return "\n".join(lines)
+
+
+def speed_of(rows: list[dict]) -> float:
+    """Seconds an operation of the base, which is measured once for every dial."""
+    base = base_of(rows)
+    return statistics.median(row["seconds_per_token"] / row["flops_per_token"] for row in rows
+                             if all(row[name] == value for name, value in base.items()))
 
 
 def base_of(rows: list[dict]) -> dict:
@@ -83,6 +90,8 @@ def base_of(rows: list[dict]) -> dict:
 
 
 def plot(rows: list[dict], path: Path) -> None:
+    """Cost against each dial, and as a broken line what is expected of it."""
+    speed = speed_of(rows)
     figure = runs.new_figure(9, 5)
     grid = figure.subplots(2, len(DIALS), sharex="col", sharey="row")
     for column, dial in enumerate(DIALS):
@@ -94,8 +103,11 @@ def plot(rows: list[dict], path: Path) -> None:
             axes.plot(values, cost, "o-")
             axes.set(xscale="log", yscale="log")
             axes.grid(alpha=0.3)
+        expected = [1e6 * speed * row["flops_per_token"] for row in group]
+        grid[0, column].plot(values, expected, "--", color="grey", label="by its operations")
         grid[1, column].set_xlabel(dial)
     grid[0, 0].set_ylabel("microseconds a token")
+    grid[0, 0].legend(frameon=False)
     grid[1, 0].set_ylabel("memory, MB")
     runs.save_figure(figure, path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import baby as benchmark_of_baby
 from benchmarks import finetune as benchmark_of_finetuning
+from benchmarks import growth as benchmark_of_growth
 from benchmarks import instruct as benchmark_of_instructions
 from benchmarks import ladder as benchmark_of_ladder
 from benchmarks import nano as benchmark_of_nano
@@ -135,6 +136,11 @@ def pieces() -> str:
     return benchmark_of_pieces.table(benchmark("pieces")["rows"])
 
 
+def growth() -> str:
+    """What a step costs against width, layers, block size and batch."""
+    return benchmark_of_growth.table(benchmark("growth")["rows"])
+
+
 def expected() -> str:
     """The losses that recipes come to on their way, over the seeds."""
     rows = []
@@ -218,6 +224,6 @@ def pace(row: dict, first: bool) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (rungs, peers, ladder, without_torch, nano, race, baby, floors, pieces,
-                     expected, text, sampling, sorting, tunings, instructions, string_tasks,
+                     growth, expected, text, sampling, sorting, tunings, instructions, string_tasks,
                      answers)
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import baby, ladder, race
+from benchmarks import baby, expected, growth, ladder, race
 
 
 def test_a_race_is_of_medians_and_says_who_is_behind():
@@ -53,3 +53,29 @@ def test_the_floor_is_that_of_the_process_that_was_disturbed_least():
                 {"losses": [], "tokens": 3 * baby.TOKENS, "floor_seconds": whole}]
 
     assert baby.floor(rows(9.0)) == 6.0 and baby.floor(rows(5.0)) == 5.0
+
+
+def test_growth_is_held_against_the_operations_at_the_speed_of_the_base():
+    def row(dial, seconds, flops, **sizes):
+        base = {"width": 8, "layers": 2, "block-size": 4, "batch-size": 2}
+        return {"dial": dial, "seconds_per_token": seconds, "flops_per_token": flops,
+                "memory": 2e6} | base | sizes
+
+    rows = [row("width", 2e-6, 100), row("layers", 2e-6, 100), row("batch-size", 2e-6, 100),
+            row("width", 6e-6, 400, width=16)]
+    assert growth.table(rows).splitlines()[-1] == "| width | 16 | 6.0 | 8.0 | 0.75 | 2 |"
+
+
+def test_the_first_steps_do_not_count_in_growth():
+    metrics = [{"tokens": 0, "tokens_per_second": 0}, {"tokens": 100, "tokens_per_second": 10},
+               {"tokens": 200, "tokens_per_second": 16}]  # 10 s, and 2.5 s for the other half
+    assert growth.steady(metrics) == pytest.approx(0.025)
+
+
+def test_recipes_with_losses_to_expect_are_of_the_flags_that_they_name():
+    quick = expected.asked("--recipe=quick-mlp", 3)
+    assert (quick["settings"]["model"], quick["settings"]["data"]) == ("mlp", "names")
+    assert expected.asked("--model=gpt", 1)["settings"]["data"] == "tales"
+    assert [expected.place({"command": command}) for command in expected.RUNS] == list(
+        range(len(expected.RUNS)))
+    assert "eval_every" not in quick["settings"] and "steps" in quick["settings"]
