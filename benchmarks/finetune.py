@@ -1,7 +1,7 @@
 """Finetuning beside its baselines: origins of names, topics and lessons of tales.
 
     python -m benchmarks.finetune [--tasks origin,topic,lesson] [--shares 1,0.1,0.01] [--seeds 3]
-                                  [--folds 5] [--toy]
+                                  [--folds 5] [--bases FOLDER] [--toy]
 
 Origin: on the names that were held out. Topic and lesson: cross-validated over the tales, where
 each fold pretrains on its own training tales, so that no tale was read before it is tested on.
@@ -10,6 +10,7 @@ bootstrap interval; a network's right answers are averaged over the seeds first.
 has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
 goes beside full finetuning where all labels are there. Each fold has seeds of its own, so that one
 seed a fold is several over all tales. Rows of tasks that are not asked for stay in the results.
+--bases: where pretrained runs are kept, to be found there by the next command.
 --toy: everything, as small as can be, to see that it runs.
 """
 
@@ -34,7 +35,10 @@ LORA = "finetuned, LoRA"
 NETWORKS = {  # and their flags; "random": the same network from random weights
     "finetuned": [],
     "random first weights": [],
-    LORA: ["--tune=lora", "--rank=2"],
+    LORA: ["--tune=lora"],
+}
+LORA_FLAGS = {  # about the most rank that a twentieth of the parameters allows
+    "transformer": ["--rank=2", "--lr=0.01"], "gpt": ["--rank=4", "--alpha=8"],
 }
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
          "--batch-size=8", "--steps=400")
@@ -43,7 +47,9 @@ TOY = ("--steps=2", "--eval-every=2", "--batch-size=4")
 
 
 def pretrain(flags: tuple[str, ...], source: str, run: Path, toy: bool) -> Path:
-    """A pretrained run on a set or a folder."""
+    """A pretrained run on a set or a folder, where it is not there yet."""
+    if (run / "result.json").exists():
+        return run
     more = (*TOY, "--block-size=32") if toy else ()
     timed([*SCRIPT, *flags, f"--data={source}", "--device=cpu", *more, f"--out={run}"])
     return run
@@ -51,7 +57,7 @@ def pretrain(flags: tuple[str, ...], source: str, run: Path, toy: bool) -> Path:
 
 def fold_folder(splits: dict, folder: Path) -> Path:
     """The texts of a fold as a folder that train.py splits in the same way."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         lines = "".join(json.dumps({"text": example.text}) + "\n" for example in part)
         runs.write(folder / f"{split}.jsonl", lines)
@@ -59,16 +65,20 @@ def fold_folder(splits: dict, folder: Path) -> Path:
 
 
 def network(
-    base: Path, task: tasks.Task, name: str, seed: int, scratch: Path, toy: bool
+    base: Path, task: tasks.Task, name: str, seed: int, toy: bool
 ) -> tuple[np.ndarray, dict]:
     """Which test items (N,) a network gets right; how many of its parameters learned that, and in
     how many seconds."""
     more = [*TOY] if toy else []
+    checkpoint = runs.load_checkpoint(base)
+    if name == LORA:
+        more += LORA_FLAGS[checkpoint["config"]["model"]]
     args = classify.make_parser().parse_args([*NETWORKS[name], *more, f"--seed={seed}",
                                               "--device=cpu"])
-    tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(base)["tokenizer"])
+    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
     fits = 32 if toy else classify.fitting(task, tokenizer)
-    begun = pretrained.load(base, fits=fits, usual_dropout=classify.DROPOUT)
+    begun = pretrained.load(base, fits=fits, dropout=args.dropout,
+                            usual_dropout=classify.usual_dropout(args))
     splits = classify.encode_splits(task, begun)
     config, balance = classify.config_for(begun, splits, args)
     about = classify.about_of(begun, config, {
@@ -76,10 +86,11 @@ def network(
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
         "early": classify.early_of(args), "balance": balance,
     })
-    run = runs.make_run(scratch / "run")
     machine = choose("cpu")
-    classifier, progress = classify.fit(begun, splits, config, run, about, machine,
-                                 random=name.startswith("random"))
+    with tempfile.TemporaryDirectory() as folder:
+        run = runs.make_run(Path(folder, "run"))
+        classifier, progress = classify.fit(begun, splits, config, run, about, machine,
+                                            random=name.startswith("random"))
     found = labelled.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
     learned = about["config"]["finetune"].get("trained_parameters", count(classifier)[0])
     right = measures.truth(found, splits["test"].labels) == found
@@ -122,13 +133,11 @@ def judged(
     return rows
 
 
-def origin(seeds: int, scratch: Path, toy: bool, share: float) -> list[dict]:
+def origin(seeds: int, bases: Path, toy: bool, share: float) -> list[dict]:
     """The names, with a share of the labels."""
-    base = scratch / "names"
-    if not base.exists():
-        pretrain(NAMES, "names", base, toy)
+    base = pretrain(NAMES, "names", bases / "names", toy)
     task = fewer(tasks.load("origin"), share)
-    found = scores([(base, task)], networks(share), seeds, scratch, toy)
+    found = scores([(base, task)], networks(share), seeds, toy)
     return judged("origin", *found, share=share, seeds=seeds)
 
 
@@ -152,23 +161,22 @@ def fewer(task: tasks.Task, share: float) -> tasks.Task:
 
 
 def tale_task(
-    name: str, seeds: int, folds: int, scratch: Path, toy: bool, share: float
+    name: str, seeds: int, folds: int, bases: Path, toy: bool, share: float
 ) -> list[dict]:
     """Topic or lesson, cross-validated, with a share of the labels."""
     examples = [tasks.as_example(tale, name) for tale in data.tales()]
     pairs = []
     for number, splits in enumerate(tasks.folds(examples, folds)):
-        base = scratch / f"tales-{number}"
-        if not base.exists():  # the folds of all tasks are of the same tales
-            folder = fold_folder(splits, scratch / f"fold-{number}")
-            pretrain(TALES, str(folder), base, toy)
+        # the folds of all tasks are of the same tales
+        folder = fold_folder(splits, bases / f"fold-{number}-of-{folds}")
+        base = pretrain(TALES, str(folder), bases / f"tales-{number}-of-{folds}", toy)
         pairs.append((base, fewer(tasks.make(name, splits), share)))
-    found = scores(pairs, networks(share), seeds, scratch, toy)
+    found = scores(pairs, networks(share), seeds, toy)
     return judged(name, *found, share=share, seeds=seeds, folds=folds)
 
 
 def scores(
-    pairs: list[tuple[Path, tasks.Task]], names: list[str], seeds: int, scratch: Path, toy: bool
+    pairs: list[tuple[Path, tasks.Task]], names: list[str], seeds: int, toy: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
     """What each row gets right, over the test items of all pairs of a run and a task, in order;
     and what each training of a network cost."""
@@ -176,7 +184,7 @@ def scores(
     costs: dict[str, list[dict]] = {name: [] for name in names}
     for number, (base, task) in enumerate(pairs):
         for name in names:
-            each = [network(base, task, name, seed, scratch, toy)
+            each = [network(base, task, name, seed, toy)
                     for seed in range(number, seeds * len(pairs), len(pairs))]
             right.setdefault(name, []).append(np.mean([found for found, _ in each], 0))
             costs[name] += [cost for _, cost in each]
@@ -211,6 +219,7 @@ def main() -> None:
     cli.add(parser, "shares", "of the labels (default of tales 1,0.1; of names 0.01 too)", str)
     cli.add(parser, "seeds", "of each network (default 3)")
     cli.add(parser, "folds", "of the tales (default 5)")
+    cli.add(parser, "bases", "for pretrained runs (default: a passing one)", Path, metavar="FOLDER")
     cli.add(parser, "toy", "as small as can be", bool)
     cli.add(parser, "out", "(default benchmarks/results/finetune.json)", Path)
     args = parser.parse_args()
@@ -230,13 +239,14 @@ def main() -> None:
     rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else []
     when = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
             "toy": toy}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
+        bases = args.bases or Path(passing)
         for name in names:
             for share in shares or SHARES[name]:
                 if name == "origin":
-                    new = origin(seeds, Path(folder), toy, share)
+                    new = origin(seeds, bases, toy, share)
                 else:
-                    new = tale_task(name, seeds, folds, Path(folder), toy, share)
+                    new = tale_task(name, seeds, folds, bases, toy, share)
                 rows = [row for row in rows if (row["task"], row["share"]) != (name, share)]
                 rows += [row | when for row in new]
                 runs.write_json(out, {"rows": sorted(rows, key=place)})

@@ -1,17 +1,16 @@
 """How the cost of a step grows: seconds a token and memory against width, depth, block and batch.
 
-    python -m benchmarks.growth [--steps 8] [--toy]
+    python -m benchmarks.growth [--steps 8] [--toy]          some 20 minutes
 
 One dial of a gpt at a time, the others as in BASE; each a process of its own, of a few steps on
 random letters, so that only the cost counts. Beside what was measured stands what is expected: the
-operations that a token takes (nanogpt/estimate.py) at the speed of BASE.
+operations that a token takes (nanogpt/estimate.py, and its share of Muon's) at the speed of BASE.
 """
 
 import datetime
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -29,6 +28,8 @@ DIALS = {
 }
 TOY = {"width": (16, 32), "layers": (1,), "block-size": (16,), "batch-size": (2,)}
 HEAD = 64  # features of a head
+BLOCKS = 12  # square matrices of a layer: q, k, v, out, and four on either side of the MLP's middle
+MUON = 5 * 3 * 2  # operations a step for each, times its width cubed: five times three products
 
 
 def measure(sizes: dict, text: Path, steps: int, scratch: Path) -> dict:
@@ -63,13 +64,20 @@ def random_text(folder: Path, characters: int = 300_000) -> Path:
     return path
 
 
+def operations(row: dict) -> float:
+    """Of a token: those of the network, and its share of Muon's, which are the same for a step of
+    many tokens as for one of few."""
+    shared = MUON * row["width"]**3 * BLOCKS * row["layers"]
+    return row["flops_per_token"] + shared / (row["block-size"] * row["batch-size"])
+
+
 def table(rows: list[dict]) -> str:
     """A row a size; expected: by its operations, at the speed of the base."""
     speed = speed_of(rows)
     lines = ["| dial | value | microseconds a token | expected | of that | MB |",
              "| --- " * 6 + "|"]
     for row in rows:
-        taken, expected = row["seconds_per_token"], speed * row["flops_per_token"]
+        taken, expected = row["seconds_per_token"], speed * operations(row)
         lines.append(
             f"| {row['dial']} | {row[row['dial']]:,} | {1e6 * taken:.1f} | {1e6 * expected:.1f} | "
             f"{taken / expected:.2f} | {row['memory'] / 1e6:,.0f} |")
@@ -79,7 +87,7 @@ def table(rows: list[dict]) -> str:
 def speed_of(rows: list[dict]) -> float:
     """Seconds an operation of the base, which is measured once for every dial."""
     base = base_of(rows)
-    return statistics.median(row["seconds_per_token"] / row["flops_per_token"] for row in rows
+    return statistics.median(row["seconds_per_token"] / operations(row) for row in rows
                              if all(row[name] == value for name, value in base.items()))
 
 
@@ -103,7 +111,7 @@ def plot(rows: list[dict], path: Path) -> None:
             axes.plot(values, cost, "o-")
             axes.set(xscale="log", yscale="log")
             axes.grid(alpha=0.3)
-        expected = [1e6 * speed * row["flops_per_token"] for row in group]
+        expected = [1e6 * speed * operations(row) for row in group]
         grid[0, column].plot(values, expected, "--", color="grey", label="by its operations")
         grid[1, column].set_xlabel(dial)
     grid[0, 0].set_ylabel("microseconds a token")
@@ -123,17 +131,23 @@ def main() -> None:
         raise ValueError(f"--steps must be an even number of at least 2, not {steps}.")
     out = args.out or ROOT / "benchmarks/results/growth.json"
     base = {name: values[0] for name, values in TOY.items()} if args.toy else BASE
+    about = {"date": datetime.date.today().isoformat(), "steps": steps,
+             "environment": runs.environment()}
     rows: list[dict] = []
+    if out.exists():  # what was stopped today goes on
+        before = json.loads(out.read_text("utf-8"))
+        rows = before["rows"] if {name: before.get(name) for name in about} == about else []
     with tempfile.TemporaryDirectory() as folder:
         text = random_text(Path(folder))
         for dial, values in (TOY if args.toy else DIALS).items():
             for value in values:
-                sizes = base | {dial: value}
-                row = measure(sizes, text, steps, Path(folder, dial))
+                wanted = base | {dial: value} | {"dial": dial}
+                if any(wanted.items() <= row.items() for row in rows):
+                    continue
+                row = measure(base | {dial: value}, text, steps, Path(folder, dial))
                 rows.append(row | {"dial": dial})
+                runs.write_json(out, about | {"rows": rows})
                 print(json.dumps(rows[-1]), flush=True)
-    runs.write_json(out, {"date": datetime.date.today().isoformat(), "command": sys.argv[1:],
-                          "environment": runs.environment(), "rows": rows})
     plot(rows, out.with_suffix(".png"))
     print(table(rows))
 

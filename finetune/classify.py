@@ -56,6 +56,7 @@ from .pretrained import (
 
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
 EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
+FROZEN = 0.1  # dropout where most weights stay: they cannot learn to do without a third of features
 
 
 # A run
@@ -80,7 +81,7 @@ def make_parser() -> cli.Parser:
     add(group, "baselines", text, bool, switch=True)
     steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
     every = "a twentieth of the steps, at least 10"
-    dropout = f"{DROPOUT}, where the stage has one"
+    dropout = f"{DROPOUT}, of --tune=head and lora {FROZEN}, where the stage has one"
     settings.add_flags(parser, steps, "16, of short texts 64", every, LR, dropout)
     return parser
 
@@ -119,7 +120,7 @@ def new_run(args: Namespace) -> Path:
     path = asked["from"]
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
     pretrained = load(path, args.block_size, fitting(task, tokenizer), args.dropout,
-                      args.replay_data, usual_dropout=DROPOUT)
+                      args.replay_data, usual_dropout=usual_dropout(args))
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
     settings.machine_of(config)  # this and the next lines say what is not to be had
@@ -155,6 +156,11 @@ def config_for(
     steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
     defaults = dict(steps=steps, batch_size=rows)
     return settings.config_of(pretrained.config, args, defaults, LR), balance
+
+
+def usual_dropout(args: Namespace) -> float:
+    """Of who says nothing."""
+    return FROZEN if args.tune in ("head", "lora") else DROPOUT
 
 
 def early_of(args: Namespace) -> float:

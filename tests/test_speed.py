@@ -1,8 +1,12 @@
 """The benchmarks of speed on a CPU: what they make of their rows, and what they refuse."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import nanogpt
 from benchmarks import baby, expected, growth, ladder, race
+from nanogpt.optim import make_optimizers
 
 
 def test_a_race_is_of_medians_and_says_who_is_behind():
@@ -62,8 +66,21 @@ def test_growth_is_held_against_the_operations_at_the_speed_of_the_base():
                 "memory": 2e6} | base | sizes
 
     rows = [row("width", 2e-6, 100), row("layers", 2e-6, 100), row("batch-size", 2e-6, 100),
-            row("width", 6e-6, 400, width=16)]
-    assert growth.table(rows).splitlines()[-1] == "| width | 16 | 6.0 | 8.0 | 0.75 | 2 |"
+            row("width", 12e-6, 400, width=16)]
+    # of a token, Muon's: 5 times 3 products of 2 W^3, 24 of them, over 8 tokens: 90 W^3
+    expected = 2 * (400 + 90 * 16**3) / (100 + 90 * 8**3)
+    assert growth.table(rows).splitlines()[-1] == (
+        f"| width | 16 | 12.0 | {expected:.1f} | {12 / expected:.2f} | 2 |")
+
+
+def test_muons_operations_are_counted_as_pytorch_counts_them():
+    model = nanogpt.build("gpt", 20, 4, layers=2, heads=1, width=8)
+    muon, _ = make_optimizers(model, "muon", 0.01)
+    model.loss(*torch.zeros(2, 2, 4, dtype=torch.long)).backward()
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    sizes = {"width": 8, "layers": 2, "block-size": 4, "batch-size": 2, "flops_per_token": 0}
+    assert growth.operations(sizes) == counter.get_total_flops() / 8
 
 
 def test_the_first_steps_do_not_count_in_growth():
