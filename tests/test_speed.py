@@ -75,10 +75,11 @@ def test_growth_is_held_against_the_operations_at_the_speed_of_the_base():
 
 def test_muons_operations_are_counted_as_pytorch_counts_them():
     model = nanogpt.build("gpt", 20, 4, layers=2, heads=1, width=8)
-    muon, _ = make_optimizers(model, "muon", 0.01)
+    optimizers = make_optimizers(model, "muon", 0.01)
     model.loss(*torch.zeros(2, 2, 4, dtype=torch.long)).backward()
     with FlopCounterMode(display=False) as counter:
-        muon.step()
+        for optimizer in optimizers:
+            optimizer.step()
     sizes = {"width": 8, "layers": 2, "block-size": 4, "batch-size": 2, "flops_per_token": 0}
     assert growth.operations(sizes) == counter.get_total_flops() / 8
 
