@@ -1,6 +1,6 @@
 """The losses that recipes come to, for python train.py --check=RUN.
 
-    python -m benchmarks.expected [--seeds 3] [--runs "--model=mlp,--recipe=quick-mlp"]
+    python -m benchmarks.expected [--seeds 3] [--runs="--model=mlp,--recipe=quick-mlp"]
 
 Every stage by its bare command, gpt by its recipes for the sets that ship, and the named recipes
 that take seconds. What is in nanogpt/expected.json already, for the same settings and data, is not
@@ -29,8 +29,14 @@ RUNS = [
 
 
 def asked(command: str, seeds: int) -> dict:
-    """What a recipe is measured under, given its flags; as it is read back from a file."""
+    """What a recipe is measured under, given its flags; as it is read back from a file.
+
+    ValueError: flags that name no recipe that others could repeat.
+    """
     args = make_parser().parse_args(shlex.split(command))
+    if not command or args.lines or args.config or args.data not in (None, *data.SETS):
+        raise ValueError(f"--runs takes flags such as --model=mlp on {', '.join(data.SETS)}, and "
+                         f"not {command!r}.")
     recipe = RECIPES.get(args.recipe, {})
     source = args.data or recipe.get("data") or ("tales" if args.model == "gpt" else "names")
     dataset = data.load(source)
@@ -62,10 +68,13 @@ def main() -> None:
     cli.add(parser, "runs", "flags of train.py, with commas between the runs (default all)", str)
     cli.add(parser, "out", "(default nanogpt/expected.json)", Path)
     args = parser.parse_args()
+    seeds = 3 if args.seeds is None else args.seeds
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {seeds}.")
     out = args.out or check.PATH
     recipes = check.load(out)
     for command in args.runs.split(",") if args.runs else RUNS:
-        what = asked(command.strip(), args.seeds or 3)
+        what = asked(command.strip(), seeds)
         if any(all(r[name] == what[name] for name in what) for r in recipes):
             continue
         recipes = [r for r in recipes if r["command"] != what["command"]]

@@ -8,14 +8,16 @@ each fold pretrains on its own training tales, so that no tale was read before i
 Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
 bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
 has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
-goes beside full finetuning where all labels are there. Each fold has seeds of its own, so that one
+goes beside full finetuning on names and lessons. Each fold has seeds of its own, so that one
 seed a fold is several over all tales. Rows of tasks that are not asked for stay in the results.
---bases: where pretrained runs are kept, to be found there by the next command.
+--bases: a folder where pretrained runs stay, and what each network got right, for the next command
+of the same code: it goes on where this one was stopped.
 --toy: everything, as small as can be, to see that it runs.
 """
 
 import datetime
 import json
+import shutil
 import statistics
 import tempfile
 from dataclasses import replace
@@ -37,8 +39,8 @@ NETWORKS = {  # and their flags; "random": the same network from random weights
     "random first weights": [],
     LORA: ["--tune=lora"],
 }
-LORA_FLAGS = {  # about the most rank that a twentieth of the parameters allows
-    "transformer": ["--rank=2", "--lr=0.01"], "gpt": ["--rank=4", "--alpha=8"],
+LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
+    "transformer": ["--rank=2", "--lr=0.01"], "gpt": ["--rank=4", "--alpha=8", "--steps=300"],
 }
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
          "--batch-size=8", "--steps=400")
@@ -46,11 +48,17 @@ NAMES = ("--model=transformer",)
 TOY = ("--steps=2", "--eval-every=2", "--batch-size=4")
 
 
-def pretrain(flags: tuple[str, ...], source: str, run: Path, toy: bool) -> Path:
-    """A pretrained run on a set or a folder, where it is not there yet."""
+def pretrain(flags: tuple[str, ...], source: str, bases: Path, toy: bool) -> Path:
+    """A pretrained run on a set or a folder, where the same was not asked for before."""
+    more = (*TOY, "--block-size=32") if toy else ()
+    what = {"flags": [*flags, *more], "data": runs.fingerprint(data.load(source).splits)}
+    run = bases / f"base-{runs.fingerprint(what)[:12]}"
     if (run / "result.json").exists():
         return run
-    more = (*TOY, "--block-size=32") if toy else ()
+    if (run / "last.pt").exists():  # it was stopped
+        timed([*SCRIPT, f"--resume={run}"])
+        return run
+    shutil.rmtree(run, ignore_errors=True)
     timed([*SCRIPT, *flags, f"--data={source}", "--device=cpu", *more, f"--out={run}"])
     return run
 
@@ -69,12 +77,25 @@ def network(
 ) -> tuple[np.ndarray, dict]:
     """Which test items (N,) a network gets right; how many of its parameters learned that, and in
     how many seconds."""
-    more = [*TOY] if toy else []
     checkpoint = runs.load_checkpoint(base)
-    if name == LORA:
-        more += LORA_FLAGS[checkpoint["config"]["model"]]
-    args = classify.make_parser().parse_args([*NETWORKS[name], *more, f"--seed={seed}",
-                                              "--device=cpu"])
+    flags = [*NETWORKS[name], *(TOY if toy else ()), f"--seed={seed}", "--device=cpu"]
+    flags += LORA_FLAGS[checkpoint["config"]["model"]] if name == LORA else []
+    what = {"base": base.name, "task": [task.name, classify.fingerprint(task)],
+            "network": [name, *flags]}
+    known = base.parent / f"right-{runs.fingerprint(what)[:12]}.json"
+    if known.exists():
+        found = json.loads(known.read_text("utf-8"))
+        return np.array(found["right"]), found["cost"]
+    right, cost = trained(base, checkpoint, task, name.startswith("random"), flags, toy)
+    runs.write_json(known, what | {"right": right.tolist(), "cost": cost})
+    return right, cost
+
+
+def trained(
+    base: Path, checkpoint: dict, task: tasks.Task, random: bool, flags: list[str], toy: bool
+) -> tuple[np.ndarray, dict]:
+    """The same, of a network that is trained for it."""
+    args = classify.make_parser().parse_args(flags)
     tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
     fits = 32 if toy else classify.fitting(task, tokenizer)
     begun = pretrained.load(base, fits=fits, dropout=args.dropout,
@@ -90,7 +111,7 @@ def network(
     with tempfile.TemporaryDirectory() as folder:
         run = runs.make_run(Path(folder, "run"))
         classifier, progress = classify.fit(begun, splits, config, run, about, machine,
-                                            random=name.startswith("random"))
+                                            random=random)
     found = labelled.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
     learned = about["config"]["finetune"].get("trained_parameters", count(classifier)[0])
     right = measures.truth(found, splits["test"].labels) == found
@@ -135,15 +156,16 @@ def judged(
 
 def origin(seeds: int, bases: Path, toy: bool, share: float) -> list[dict]:
     """The names, with a share of the labels."""
-    base = pretrain(NAMES, "names", bases / "names", toy)
+    base = pretrain(NAMES, "names", bases, toy)
     task = fewer(tasks.load("origin"), share)
-    found = scores([(base, task)], networks(share), seeds, toy)
+    found = scores([(base, task)], networks("origin", share), seeds, toy)
     return judged("origin", *found, share=share, seeds=seeds)
 
 
-def networks(share: float) -> list[str]:
+def networks(task: str, share: float) -> list[str]:
     """Those that are trained on a share of the labels."""
-    return [name for name in NETWORKS if name != LORA or share == 1]
+    lora = share == 1 and task in ("origin", "lesson")
+    return [name for name in NETWORKS if name != LORA or lora]
 
 
 def fewer(task: tasks.Task, share: float) -> tasks.Task:
@@ -169,9 +191,9 @@ def tale_task(
     for number, splits in enumerate(tasks.folds(examples, folds)):
         # the folds of all tasks are of the same tales
         folder = fold_folder(splits, bases / f"fold-{number}-of-{folds}")
-        base = pretrain(TALES, str(folder), bases / f"tales-{number}-of-{folds}", toy)
+        base = pretrain(TALES, str(folder), bases, toy)
         pairs.append((base, fewer(tasks.make(name, splits), share)))
-    found = scores(pairs, networks(share), seeds, toy)
+    found = scores(pairs, networks(name, share), seeds, toy)
     return judged(name, *found, share=share, seeds=seeds, folds=folds)
 
 
@@ -240,7 +262,7 @@ def main() -> None:
     when = {"date": datetime.date.today().isoformat(), "environment": runs.environment(),
             "toy": toy}
     with tempfile.TemporaryDirectory() as passing:
-        bases = args.bases or Path(passing)
+        bases = (args.bases or Path(passing)).resolve()
         for name in names:
             for share in shares or SHARES[name]:
                 if name == "origin":

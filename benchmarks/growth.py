@@ -129,25 +129,20 @@ def main() -> None:
     steps = args.steps or 8
     if steps < 2 or steps % 2:
         raise ValueError(f"--steps must be an even number of at least 2, not {steps}.")
+    if args.toy and not args.out:
+        raise ValueError("--toy is not for the results: say where to, by --out=FILE.")
     out = args.out or ROOT / "benchmarks/results/growth.json"
     base = {name: values[0] for name, values in TOY.items()} if args.toy else BASE
-    about = {"date": datetime.date.today().isoformat(), "steps": steps,
-             "environment": runs.environment()}
     rows: list[dict] = []
-    if out.exists():  # what was stopped today goes on
-        before = json.loads(out.read_text("utf-8"))
-        rows = before["rows"] if {name: before.get(name) for name in about} == about else []
     with tempfile.TemporaryDirectory() as folder:
         text = random_text(Path(folder))
         for dial, values in (TOY if args.toy else DIALS).items():
             for value in values:
-                wanted = base | {dial: value} | {"dial": dial}
-                if any(wanted.items() <= row.items() for row in rows):
-                    continue
                 row = measure(base | {dial: value}, text, steps, Path(folder, dial))
                 rows.append(row | {"dial": dial})
-                runs.write_json(out, about | {"rows": rows})
                 print(json.dumps(rows[-1]), flush=True)
+    runs.write_json(out, {"date": datetime.date.today().isoformat(), "steps": steps,
+                          "environment": runs.environment(), "rows": rows})
     plot(rows, out.with_suffix(".png"))
     print(table(rows))
 

@@ -217,12 +217,13 @@ def from_csv(path: Path, content: str) -> list[tuple[str, dict]]:
 
 
 def folds(examples: list[Example], number: int, seed: int = 0) -> list[dict[str, list[Example]]]:
-    """Splits for cross-validation: each example is tested in one fold; the next fold is its val."""
+    """Splits for cross-validation: each example is tested in one fold; of the others as many as a
+    tenth of all are to validate on, and all the rest to train on."""
     order = data.order(seed, 0, len(examples))
     parts = [[examples[i] for i in order[n::number]] for n in range(number)]
+    few = max(1, len(examples) // 10)
     splits = []
     for n in range(number):
-        val = (n + 1) % number
-        train = [e for i, part in enumerate(parts) if i not in (n, val) for e in part]
-        splits.append({"train": train, "val": parts[val], "test": parts[n]})
+        others = [e for part in parts[n + 1:] + parts[:n] for e in part]
+        splits.append({"train": others[few:], "val": others[:few], "test": parts[n]})
     return splits

@@ -2,8 +2,8 @@
 
 expected.json holds, for the bare command of every stage and for named recipes, the validation loss
 after a tenth, a half and all of the steps, over a few seeds; `python -m benchmarks.expected` makes
-it. A run of the same settings, whatever its seed and machine, is held against that: is it within
-what seeds make of it?
+it. A run of the same settings, whatever its seed and machine, is held against that where it was
+evaluated at these steps: is it within what seeds make of it?
 """
 
 import json
@@ -82,7 +82,7 @@ def check(run: Path) -> tuple[list[str], bool]:
               if int(step) in reached]
     if not judged:
         steps = ", ".join(recipe["losses"])
-        raise ValueError(f"{folder} has not come to a step yet whose loss is known: {steps}.")
+        raise ValueError(f"{folder} has no evaluation yet at a step whose loss is known: {steps}.")
     lines = [f"{'step':>8} {'val loss':>10} {'expected':>10} {'give or take':>13}"]
     good = True
     for step, losses in judged:

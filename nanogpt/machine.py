@@ -13,7 +13,7 @@ import torch
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
-PIECE = 2**25  # bytes; above it glibc takes a piece of its own from the system, whatever is told
+PIECE = 2**25  # bytes; above it glibc, left alone, always takes a piece of its own from the system
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def keep_freed_memory(largest: int = 0) -> bool:
     be told. largest: the bytes of the largest matrix of weights.
 
     Left alone, glibc gives every freed piece above 32 MiB back to the system and takes it anew,
-    page by page, for the next step. Where a matrix is as large as that, it stays so: its gradient
+    page by page, for the next step. Where a matrix is larger than that, it stays so: its gradient
     and what the optimizer remembers lie between the pieces that come and go, and the holes that
     they leave would add a quarter to the memory of a run. Whoever sets malloc by the environment
     (man mallopt: MALLOC_..., GLIBC_TUNABLES) has it as set there. Other systems do as they do.

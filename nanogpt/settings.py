@@ -198,7 +198,7 @@ def make_parser() -> cli.Parser:
     add(group, "out", "the run folder (default runs/STAGE-DATA, numbered if there is one)", Path)
     add(group, "resume", "go on with a run; only --steps may be changed", Path, metavar="RUN")
     add(group, "config", "repeat a run from its config.json; other flags override it", Path)
-    text = "say whether a run of a bare command is where others of it were, and do nothing else"
+    text = "say whether the losses of a run are those to expect of its recipe, and do nothing else"
     add(group, "check", text, Path, metavar="RUN")
     return parser
 

@@ -317,8 +317,8 @@ def test_tables_follow_their_results(tmp_path, monkeypatch):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "book/results").mkdir(parents=True)
     files = {name: f"benchmarks/results/{name}.json"
-             for name in ("ladder", "without_torch", "nano", "race", "baby", "pieces", "text",
-                          "sampling", "tunings")}
+             for name in ("ladder", "without_torch", "nano", "race", "baby", "pieces", "growth",
+                          "text", "sampling", "tunings")}
     files["sorting"] = "benchmarks/results/finetune.json"
     files |= dict.fromkeys(("instructions", "string_tasks", "answers"),
                            "benchmarks/results/instruct.json")

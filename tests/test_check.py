@@ -82,7 +82,7 @@ def test_what_cannot_be_compared_is_said(run, others, sentence):
 
 
 def test_a_young_run_and_no_run(run, tmp_path):
-    with pytest.raises(ValueError, match="has not come to a step yet"):
+    with pytest.raises(ValueError, match="has no evaluation yet at a step"):
         check.check(run({0: 3.3}))
     with pytest.raises(ValueError, match="is not the config.json of a run"):
         check.check(tmp_path)

@@ -94,6 +94,13 @@ def test_recipes_with_losses_to_expect_are_of_the_flags_that_they_name():
     quick = expected.asked("--recipe=quick-mlp", 3)
     assert (quick["settings"]["model"], quick["settings"]["data"]) == ("mlp", "names")
     assert expected.asked("--model=gpt", 1)["settings"]["data"] == "tales"
-    assert [expected.place({"command": command}) for command in expected.RUNS] == list(
-        range(len(expected.RUNS)))
     assert "eval_every" not in quick["settings"] and "steps" in quick["settings"]
+    places = [expected.place({"command": c}) for c in ("--model=bigram", "--model=gpt", "--lr=3")]
+    assert places == sorted(places) and len(set(places)) == 3
+
+
+def test_what_cannot_be_measured_is_refused(refusal):
+    assert "--seeds" in refusal(expected.main, "--seeds=0")
+    assert "--data=mine.txt" in refusal(expected.main, "--runs=--data=mine.txt")
+    assert "--runs" in refusal(expected.main, "--runs=,")
+    assert "--out" in refusal(growth.main, "--toy")
