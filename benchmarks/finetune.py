@@ -28,7 +28,7 @@ import numpy as np
 import data
 from benchmarks.ladder import ROOT, SCRIPT, timed
 from data import cli, runs
-from finetune import baselines, classify, labelled, measures, pretrained, settings, tasks
+from finetune import baselines, classify, labelled, measures, pretrained, resumed, settings, tasks
 from finetune.adapt import count
 from nanogpt.machine import choose
 
@@ -102,7 +102,7 @@ def trained(
                             usual_dropout=classify.usual_dropout(args))
     splits = classify.encode_splits(task, begun)
     config, balance = classify.config_for(begun, splits, args)
-    about = classify.about_of(begun, config, {
+    about = resumed.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
         "early": classify.early_of(args), "balance": balance,

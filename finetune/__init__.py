@@ -5,5 +5,6 @@
     python -m finetune.evaluate --run=RUN --test=FILE
 
 tasks.py and strings.py say what is learned, adapt.py which weights learn it, chat.py how a
-conversation becomes tokens; measures.py and baselines.py judge. The loop is that of train.py.
+conversation becomes tokens; judge.py, measures.py and baselines.py judge. The loop is that of
+train.py.
 """

@@ -12,11 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 import data
-import nanogpt
-import sample
 import train
 from data import cli, runs
 from data.cli import add
@@ -25,7 +22,7 @@ from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
 from . import baselines, measures, report, seen, settings, tasks
-from .adapt import Tuning, adapt, count, lr_shares, merge
+from .adapt import Tuning, adapt, count, lr_shares
 from .labelled import (
     Classifier,
     Encoded,
@@ -38,21 +35,17 @@ from .labelled import (
     note_of_capitals,
     notes_of,
     probabilities,
-    sequence,
-    shortened,
 )
 from .pretrained import (
-    FORMAT,
     LONGEST,
     Pretrained,
     Replay,
-    check_format,
     known_ids,
     load,
-    other_version,
     place,
     pretraining_loss,
 )
+from .resumed import about_of, as_tuning, mend, open_run, pretrained_of, settle, stopped
 
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
 EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
@@ -171,23 +164,6 @@ def early_of(args: Namespace) -> float:
     return early
 
 
-def about_of(
-    pretrained: Pretrained, config: Config, finetune: dict, learned: dict | None = None
-) -> dict:
-    """What goes into every checkpoint of a finetuned run, beside the weights. learned: see seen.py.
-    """
-    text = pretrained.text
-    about = {
-        "kind": text.kind if text else "text", "separated": True,
-        "fingerprint": runs.fingerprint(text.splits) if text else None,
-    }
-    before = {"pretrained_block_size": pretrained.block_size,
-              "pretrained_optimizer": pretrained.optimizer}
-    own = {"finetune": finetune | before | {"format": FORMAT}}
-    return {"config": asdict(config) | about | own, "learned": learned,
-            "tokenizer": pretrained.tokenizer.to_dict()}
-
-
 def texts_of(task: tasks.Task, pretrained: Pretrained) -> dict[str, list[seen.Text]]:
     """The texts of all splits, as the run reads them."""
     return {s: seen.readable([(e.text,) for e in part], pretrained.tokenizer)
@@ -230,47 +206,6 @@ def resume_run(args: Namespace) -> Path:
     mend(run, source, checkpoint)
     carry_out(pretrained, task, splits, config, run, about, checkpoint)
     return run
-
-
-def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, Path, dict]:
-    """The folder of a finetuned run, and the checkpoint that it is to go on from: where and what.
-
-    ValueError: no such run, or more steps made than asked for.
-    """
-    run = path if path.is_dir() else path.parent
-    source = run / "last.pt" if path == run and (run / "last.pt").exists() else path
-    checkpoint = runs.load_checkpoint(source)
-    if checkpoint["config"].get("finetune", {}).get("kind") != kind:
-        raise ValueError(f"{run} is no run of finetune.{kind}.")
-    check_format(checkpoint["config"])
-    if checkpoint.get("merged"):
-        raise ValueError(f"{source} is what a run that has ended is used by; to go on it takes the "
-                         f"run's last.pt{', which is not there' * (path == run)}.")
-    step = checkpoint["progress"]["step"]
-    if steps is not None:
-        if steps < step:
-            raise ValueError(f"{run} has made {step} steps, so --steps={steps} is too few.")
-        checkpoint["config"]["steps"] = steps
-        checkpoint["progress"]["since_best"] = 0  # new steps, new patience
-    return run, source, checkpoint
-
-
-def mend(run: Path, source: Path, checkpoint: dict) -> None:
-    """Make the folder what it was at this checkpoint: once all is known to be in order."""
-    checkpoint["progress"] = train.mend(run, source, checkpoint)
-    print(f"going on at step {checkpoint['progress']['step']}")
-
-
-def pretrained_of(checkpoint: dict, config: Config) -> Pretrained:
-    """What a finetuned run began with, from its own checkpoint; without the weights."""
-    from .pretrained import pretraining_text
-
-    saved = checkpoint["config"]
-    text, note = pretraining_text(saved, saved["finetune"]["replay_data"])
-    tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
-    before = {name: saved["finetune"][f"pretrained_{name}"] for name in ("block_size", "optimizer")}
-    return Pretrained(Path(saved["finetune"]["from"]), config, tokenizer, {}, text=text, note=note,
-                      **before)
 
 
 def carry_out(
@@ -327,17 +262,6 @@ def carry_out(
     runs.plot(run)
     print(f"\n{said}\n\nIn {run}: result.json, report.txt, confusion.png and .csv, samples.txt, "
           f"loss.png. Try it: python sample.py --run={run} --classify TEXT")
-
-
-def stopped(error: BaseException, run: Path, command: str) -> Exception:
-    """What to raise to the user where a training ended early."""
-    if isinstance(error, train.Diverged):
-        said = str(error).split(" Try again")[0]
-        return train.Diverged(f"{said} Try again with a lower --lr.")
-    if not runs.present(run):
-        return train.Stopped("stopped before anything was saved.")
-    said = str(error) or "stopped at once; what was saved before is kept."
-    return train.Stopped(f"{said} Go on with: python -m finetune.{command} --resume={run}")
 
 
 def fit(
@@ -398,69 +322,6 @@ def replay_of(pretrained: Pretrained, config: Config, share: float) -> Replay | 
 def speaks_too(tuning: Tuning, share: float) -> bool:
     """Whether the head of the language model learns as well: where all learns, from replay."""
     return tuning.tune == "all" and share > 0
-
-
-def as_tuning(saved: dict) -> dict:
-    return saved | {"matrices": tuple(saved["matrices"])}
-
-
-def settle(model: nn.Module, run: Path) -> None:
-    """The best weights of a run into its model, merged, and these into best.pt."""
-    checkpoint = runs.load_checkpoint(run / "best.pt")
-    weights = sample.weights_of(checkpoint)
-    if checkpoint.get("merged"):
-        merge(model)
-        model.load_state_dict(weights)
-        return
-    model.load_state_dict(weights)
-    merge(model)
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    runs.save_checkpoint(run / "best.pt", checkpoint | {"merged": True, "model": state,
-                                                        "average": {}})
-
-
-def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
-    """The classifier of a run, in eval, its tokenizer and its settings.
-
-    ValueError: no such run, or one that is damaged or of another version.
-    """
-    checkpoint = runs.load_checkpoint(Path(path))
-    saved = checkpoint["config"]
-    if saved.get("finetune", {}).get("kind") != "classify":
-        raise ValueError(f"{path} does not sort texts; finetune it to: "
-                         f"python -m finetune.classify --from={path} --task=topic")
-    check_format(saved)
-    try:
-        config = restore_config(saved)
-        tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
-        model = nanogpt.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
-        classifier = Classifier(model, len(saved["finetune"]["labels"]))
-        if not checkpoint.get("merged"):
-            tuning = Tuning(**as_tuning(saved["finetune"]["tuning"]))
-            adapt(model, tuning, speaks=False, special=bool(ending(config.model)))
-        classifier.load_state_dict(sample.weights_of(checkpoint))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise other_version(path, error) from None
-    merge(classifier)
-    return classifier.eval(), tokenizer, saved
-
-
-def assign(
-    classifier: Classifier, tokenizer: data.Tokenizer, saved: dict, text: str, machine: Machine
-) -> tuple[list[tuple[str, float]], list[str]]:
-    """Every label with its probability, the likeliest first, and what the user should know."""
-    labels, size = saved["finetune"]["labels"], saved["block_size"]
-    ids, unseen, lowered = sequence(text.strip(), tokenizer, saved["model"])
-    notes = []
-    if unseen:
-        notes.append(f"{unseen} characters that the run has never seen are left out")
-    if lowered:
-        notes.append(f"{lowered} capitals that the run has never seen are read as small letters")
-    if len(ids) > size:
-        notes.append(f"the text has {len(ids) - size} tokens more than the block of {size}; they "
-                     "are cut off at its end")
-    found = probabilities(classifier, [shortened(ids, size, saved["model"])], machine)[0]
-    return [(labels[i], float(found[i])) for i in np.argsort(-found, kind="stable")], notes
 
 
 # Judging

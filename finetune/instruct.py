@@ -28,7 +28,8 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import chat, classify, curriculum, evaluate, labelled, seen, settings, strings, tasks
+from . import chat, curriculum, evaluate, labelled, resumed, seen, settings, strings, tasks
+from . import judge as judging
 from .adapt import Tuning, adapt, count, lr_shares
 from .chat import Chunk, Conversation
 from .pretrained import (
@@ -63,7 +64,7 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.Items]:
+def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], judging.Items]:
     """The conversations of train and val, and what to judge by.
 
     ValueError: files that cannot be used.
@@ -81,7 +82,7 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
         found["val"] += [curriculum.asked(tale) for tale in parts["val"]]
         found["val"] += [Conversation([prompt, answer], "string", spelled=True)
                          for prompt, answer, _ in strings.examples(20, "val", False)]
-        items = evaluate.Items(parts["test"][:judged or 100], evaluate.string_items(judged or 20))
+        items = judging.Items(parts["test"][:judged or 100], judging.string_items(judged or 20))
         return found, items
     path = Path(asked["train"])
     every = chat.read(path)
@@ -93,7 +94,7 @@ def conversations(asked: dict) -> tuple[dict[str, list[Conversation]], evaluate.
     if not all(splits.values()):
         raise ValueError(f"{path} has {len(every)} conversations, too few to hold some out; give "
                          "more of them.")
-    return splits, evaluate.Items(own=splits["test"][:judged])
+    return splits, judging.Items(own=splits["test"][:judged])
 
 
 def new_run(args: Namespace) -> Path:
@@ -129,7 +130,7 @@ def new_run(args: Namespace) -> Path:
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     files = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test", "topics")
              if n in asked}
-    about = classify.about_of(pretrained, config, {
+    about = resumed.about_of(pretrained, config, {
         "kind": "instruct", "from": str(path), **files, "judged": args.judged,
         "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
         "examples": fingerprint(found),
@@ -138,10 +139,10 @@ def new_run(args: Namespace) -> Path:
     return run
 
 
-def judge_of(asked: dict, items: evaluate.Items, machine: Machine) -> evaluate.Judge | None:
+def judge_of(asked: dict, items: judging.Items, machine: Machine) -> judging.Judge | None:
     """Who judges tales; None if there are none. ValueError: a run that does not sort by topic."""
     topics = Path(asked["topics"]) if asked.get("topics") else None
-    return evaluate.make_judge(topics, machine) if items.tales else None
+    return judging.make_judge(topics, machine) if items.tales else None
 
 
 def fingerprint(found: dict[str, list[Conversation]]) -> str:
@@ -198,25 +199,25 @@ def encode(
 def resume_run(args: Namespace) -> Path:
     """Go on with a run that was stopped; its folder."""
     settings.check_resume(args)
-    run, source, checkpoint = classify.open_run(args.resume, args.steps, "instruct")
+    run, source, checkpoint = resumed.open_run(args.resume, args.steps, "instruct")
     saved = checkpoint["config"]["finetune"]
     found, items = conversations(saved)
     if fingerprint(found) != saved["examples"]:
         raise ValueError(f"the texts have changed since {run} began; restore them or start anew.")
     config = restore_config(checkpoint["config"])
-    pretrained = classify.pretrained_of(checkpoint, config)
+    pretrained = resumed.pretrained_of(checkpoint, config)
     rows, _ = encode(found, pretrained)
     about = {name: checkpoint.get(name) for name in ("config", "tokenizer", "learned")}
     judge = judge_of(saved, items, settings.machine_of(config))
     read_judged(run / "before.json")  # or says that it is gone
-    classify.mend(run, source, checkpoint)
+    resumed.mend(run, source, checkpoint)
     carry_out(pretrained, rows, items, judge, config, run, about, checkpoint)
     return run
 
 
 def carry_out(
-    pretrained: Pretrained, rows: dict[str, list[list[Chunk]]], items: evaluate.Items,
-    judge: evaluate.Judge | None, config: Config, run: Path, about: dict,
+    pretrained: Pretrained, rows: dict[str, list[list[Chunk]]], items: judging.Items,
+    judge: judging.Judge | None, config: Config, run: Path, about: dict,
     resume: dict | None = None,
 ) -> None:
     """Judge, train, judge again, and write all into the run folder."""
@@ -226,7 +227,7 @@ def carry_out(
     counts = ", ".join(f"{sum(map(len, part)):,} {s} in {len(part):,}" for s, part in rows.items())
     print(f"conversations: {counts} rows of {size} tokens")
     print(f"{machine.describe()}; run folder {run}")
-    asked = seen.readable(evaluate.texts_of(items), tokenizer)
+    asked = seen.readable(judging.texts_of(items), tokenizer)
     learned_from = seen.look(asked, about["learned"], pretrained.text)
     flattering = seen.notes(learned_from, len(asked), saved.get("test") or "test")
     for note in flattering:
@@ -235,16 +236,16 @@ def carry_out(
         if not resume:
             model = place(pretrained.build(), config.model, machine)
             saved["pretraining_loss_before"] = pretraining_loss(model, pretrained, machine)
-            before = evaluate.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
+            before = judging.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
             write_judged(run / "before.json", *before)
         before = read_judged(run / "before.json")
         model, progress = fit(pretrained, rows, config, run, about, machine, resume)
-        after = evaluate.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
+        after = judging.judge_chat(model, tokenizer, size, items, judge, machine, config.seed)
         lm_loss = pretraining_loss(model, pretrained, machine)
     except (train.Stopped, train.Diverged, KeyboardInterrupt) as error:
         with suppress(OSError):
             runs.plot(run)
-        raise classify.stopped(error, run, "instruct") from None
+        raise resumed.stopped(error, run, "instruct") from None
     write_judged(run / "after.json", *after)
     result = {
         "kind": "instruct", "from": str(pretrained.path), "model": config.model,
@@ -258,7 +259,7 @@ def carry_out(
         "seed": config.seed, "device": machine.device, "dtype": machine.dtype,
     }
     report = [*(f"note: {note}" for note in flattering), "before finetuning:",
-              *evaluate.summary(before[0]), "", "after:", *evaluate.summary(after[0]), "",
+              *judging.summary(before[0]), "", "after:", *judging.summary(after[0]), "",
               forgetting(result["pretraining_loss_before"], lm_loss)]
     runs.write_json(run / "result.json", result)
     runs.write(run / "report.txt", "\n".join(report) + "\n")
@@ -291,7 +292,7 @@ def fit(
     Errors as of train.train.
     """
     saved = about["config"]["finetune"]
-    tuning = Tuning(**classify.as_tuning(saved["tuning"]))
+    tuning = Tuning(**resumed.as_tuning(saved["tuning"]))
     model = pretrained.build(pretrained=not resume, seed=config.seed)
     adapt(model, tuning)
     if resume:
@@ -334,7 +335,7 @@ def fit(
         machine=machine, run=run, about=about, resume=resume,
         lr_shares=lr_shares(model, len(model.layers), tuning.lr_decay),
     )
-    classify.settle(model, run)
+    resumed.settle(model, run)
     return model.eval(), progress
 
 
@@ -376,7 +377,7 @@ def side_by_side(before: list[dict], after: list[dict], each: int = 8) -> str:
             continue
         lines += [f"[{new['kind']}] {new['prompt']}", f"right: {new['expected']}"]
         for what, entry in (("before", old), ("after", new)):
-            lines += [f"{what}, {how}: {entry[how]}" for how in evaluate.HOWS]
+            lines += [f"{what}, {how}: {entry[how]}" for how in judging.HOWS]
         lines += ["", "-" * 40, ""]
     return "\n".join(lines)
 

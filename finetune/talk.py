@@ -9,7 +9,7 @@ import sample
 from makemore.model import LanguageModel
 from nanogpt.machine import choose
 
-from . import classify as sorting
+from . import sorting
 from .chat import Talk, message_ids
 from .pretrained import check_format, place
 

@@ -38,9 +38,11 @@ from finetune import (
     questions,
     report,
     seen,
+    sorting,
     strings,
     tasks,
 )
+from finetune import judge as judging
 from finetune.adapt import Tuning
 from finetune.chat import Conversation
 from makemore.__main__ import newest_results
@@ -449,7 +451,7 @@ def test_training_takes_these_rates(base, reviews, tmp_path, no_plot):
     args = classify.make_parser().parse_args([
         *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=3", "--no-baselines",
         "--lr-decay=0.000001", "--weight-decay=0"])
-    classifier, _, _ = classify.load_classifier(classify.new_run(args))
+    classifier, _, _ = sorting.load_classifier(classify.new_run(args))
     before = dict(sample.load_run(base)[0].named_parameters())
     moved = {name: (p - before[name]).abs().max().item()
              for name, p in classifier.model.named_parameters()}
@@ -908,7 +910,7 @@ def test_a_run_that_sorts(sorter, base):
 def test_the_run_that_was_pretrained_stays_as_it_was(sorter, base):
     model, _ = sample.load_run(base)
     assert model.training is False
-    classifier, _, _ = classify.load_classifier(sorter)
+    classifier, _, _ = sorting.load_classifier(sorter)
     theirs = dict(classifier.model.named_parameters())
     assert any(not torch.equal(p, theirs[name]) for name, p in model.named_parameters())
 
@@ -942,7 +944,7 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
         *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=4", *more,
         "--no-baselines"])
     run = classify.new_run(args)
-    classifier, _, saved = classify.load_classifier(run)
+    classifier, _, saved = sorting.load_classifier(run)
     before = dict(sample.load_run(base)[0].named_parameters())
     changed = {name for name, p in classifier.model.named_parameters()
                if not torch.equal(p, before[name])}
@@ -981,7 +983,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
     with pytest.raises(train.Stopped, match="finetune.classify --resume"):
         classify.new_run(parse([*flags_for(reviews, base, tmp_path / "cut"), *flags]))
     # what it has learned so far can be used already
-    assert classify.load_classifier(tmp_path / "cut")[0].training is False
+    assert sorting.load_classifier(tmp_path / "cut")[0].training is False
     monkeypatch.undo()
     monkeypatch.setattr(runs, "plot", lambda run: None)
     cut = classify.resume_run(parse([f"--resume={tmp_path / 'cut'}"]))
@@ -1054,8 +1056,8 @@ def test_a_file_is_scored(sorter, reviews, command, tmp_path):
     assert code == 0, err
     scores = json.loads(out.read_text("utf-8"))
     examples = tasks.read_examples(reviews, "review", "stars")
-    classifier, tokenizer, saved = classify.load_classifier(sorter)
-    right = [classify.assign(classifier, tokenizer, saved, e.text, CPU)[0][0][0] in e.labels
+    classifier, tokenizer, saved = sorting.load_classifier(sorter)
+    right = [sorting.assign(classifier, tokenizer, saved, e.text, CPU)[0][0][0] in e.labels
              for e in examples]
     assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
     assert f"{np.mean(right):.3f}" in said
@@ -1121,8 +1123,8 @@ def test_tales_that_were_trained_on_say_so(letters, few_tales):
     other = [tale for tale in data.tales() if tale not in few_tales["train"]][:5]
     begun = SimpleNamespace(tokenizer=letters)
     learned = seen.remember(instruct.texts_of(instruct.conversations({})[0], begun), None)
-    items = evaluate.Items(few_tales["train"][2:] + few_tales["test"] + other)
-    asked = seen.readable(evaluate.texts_of(items), letters)
+    items = judging.Items(few_tales["train"][2:] + few_tales["test"] + other)
+    asked = seen.readable(judging.texts_of(items), letters)
     assert seen.look(asked, learned, None)["train"] == 1
 
 
@@ -1200,8 +1202,9 @@ def test_conversations_are_scored(talker, talks, command, tmp_path):
 
 def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_tales):
     overlap = baselines.Overlap([tale["text"] for tale in few_tales["train"]])
-    judge = evaluate.Judge(lambda text: "farm", "farm", 0.5, set(), overlap)
-    monkeypatch.setattr(evaluate, "make_judge", lambda run, machine: judge)
+    judge = judging.Judge(lambda text: "farm", "farm", 0.5, set(), overlap)
+    for module in (judging, evaluate):
+        monkeypatch.setattr(module, "make_judge", lambda run, machine: judge)
     run = tmp_path / "run"
     code, _, err = command(
         instruct.main, f"--from={teller}", "--steps=2", "--judged=1", "--batch-size=3",
@@ -1227,7 +1230,7 @@ def test_the_loss_of_the_true_answers(kind, request):
     tokenizer = request.getfixturevalue(kind)
     model = build("gpt", tokenizer.vocab_size, 64)
     talks = [Conversation(["the", "in"]), Conversation(["h", "red"])]
-    found = evaluate.answer_loss(model, tokenizer, talks, 64, CPU)
+    found = judging.answer_loss(model, tokenizer, talks, 64, CPU)
     nats = number = 0.0
     for talk in talks:
         prompt, _ = chat.question(talk.messages[:1], tokenizer)
@@ -1510,7 +1513,7 @@ def test_wrong_flags(flags, said, base, refusal, monkeypatch, tmp_path):
 def test_wrong_flags_leave_no_folder(flags, said, base, reviews, talks, refusal, monkeypatch,
                                      tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "judge_chat", None)  # nothing is judged before all is checked
+    monkeypatch.setattr(judging, "judge_chat", None)  # nothing is judged before all is checked
     sort = ["--text=review", "--label=stars", f"--train={reviews}"]
     for command, more in ((classify, sort), (instruct, [f"--train={talks}"])):
         for out in ([], ["--out=there"]):
