@@ -106,6 +106,7 @@ def trained(
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
         "early": classify.early_of(args), "balance": balance,
+        "pool": classify.usual_pool(splits["train"]),
     })
     machine = choose("cpu")
     with tempfile.TemporaryDirectory() as folder:

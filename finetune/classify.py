@@ -1,8 +1,9 @@
 """Finetune a run to sort texts: python -m finetune.classify --from=runs/gpt-tales --task=topic
 
 A new head on the features of the last token says which label a text has; where there is attention
-that token is one of its own, which ends every text. What fills up the shorter rows of a batch comes
-after it, so the model, which looks back only, never sees that.
+that token is one of its own, which ends every text. Of a long text the head reads the mean of all
+features beside these, which know little there of how it began. What fills up the shorter rows of a
+batch comes after, so the model, which looks back only, never sees that.
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
@@ -24,6 +25,7 @@ from nanogpt.settings import Config, restore_config
 from . import baselines, measures, report, seen, settings, tasks
 from .adapt import Tuning, adapt, count, lr_shares
 from .labelled import (
+    POOLS,
     Classifier,
     Encoded,
     LabelBatches,
@@ -45,11 +47,21 @@ from .pretrained import (
     place,
     pretraining_loss,
 )
-from .resumed import about_of, as_tuning, mend, open_run, pretrained_of, settle, stopped
+from .resumed import (
+    about_of,
+    as_tuning,
+    mend,
+    open_run,
+    pool_of,
+    pretrained_of,
+    settle,
+    stopped,
+)
 
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
 EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
-FROZEN = 0.1  # dropout where most weights stay: they cannot learn to do without a third of features
+LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
+LONG = 64  # tokens of a text: from here on a batch has fewer of them, and their mean is read too
 
 
 # A run
@@ -74,7 +86,10 @@ def make_parser() -> cli.Parser:
     add(group, "baselines", text, bool, switch=True)
     steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
     every = "a twentieth of the steps, at least 10"
-    dropout = f"{DROPOUT}, of --tune=head and lora {FROZEN}, where the stage has one"
+    text = (f"what the head reads: the last token's features, or also the mean of all (default "
+            f"{POOLS[1]} for texts of {LONG} tokens and more)")
+    add(group, "pool", text, str, choices=POOLS)
+    dropout = f"{DROPOUT}, of --tune=head and lora {LITTLE}, where the stage has one"
     settings.add_flags(parser, steps, "16, of short texts 64", every, LR, dropout)
     return parser
 
@@ -116,6 +131,7 @@ def new_run(args: Namespace) -> Path:
                       args.replay_data, usual_dropout=usual_dropout(args))
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
+    pool = args.pool or usual_pool(splits["train"])
     settings.machine_of(config)  # this and the next lines say what is not to be had
     replay_of(pretrained, config, share)
     adapt(pretrained.build(), tuning, speaks_too(tuning, share), bool(ending(config.model)))
@@ -126,7 +142,7 @@ def new_run(args: Namespace) -> Path:
         "kind": "classify", "from": str(path), "name": task.name, "task": args.task,
         "text": args.text, "label": args.label, **absolute, "labels": task.labels,
         "tuning": asdict(tuning), "replay": share, "replay_data": settings.source_of(args),
-        "early": early, "balance": balance, "baselines": args.baselines is not False,
+        "early": early, "balance": balance, "pool": pool, "baselines": args.baselines is not False,
         "examples": fingerprint(task),
     }, seen.remember(texts_of(task, pretrained), pretrained.learned))
     carry_out(pretrained, task, splits, config, run, about)
@@ -144,16 +160,27 @@ def config_for(
     balance = default_balance(train.labels) if args.balance is None else args.balance
     if not 0 <= balance <= 1:
         raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
-    lengths = sorted(map(len, train.sequences))
-    rows = args.batch_size or (64 if lengths[len(lengths) // 2] < 64 else 16)
+    rows = args.batch_size or (16 if are_long(train) else 64)
     steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
     defaults = dict(steps=steps, batch_size=rows)
     return settings.config_of(pretrained.config, args, defaults, LR), balance
 
 
+def are_long(texts: Encoded) -> bool:
+    """Whether half of them are."""
+    lengths = sorted(map(len, texts.sequences))
+    return lengths[len(lengths) // 2] >= LONG
+
+
+def usual_pool(train: Encoded) -> str:
+    """Of who says nothing. What a short text is about, its last token can tell; of a long one it
+    knows little."""
+    return "mean" if are_long(train) else "last"
+
+
 def usual_dropout(args: Namespace) -> float:
     """Of who says nothing."""
-    return FROZEN if args.tune in ("head", "lora") else DROPOUT
+    return LITTLE if args.tune in ("head", "lora") else DROPOUT
 
 
 def early_of(args: Namespace) -> float:
@@ -277,7 +304,7 @@ def fit(
     model = pretrained.build(pretrained=not random and not resume, seed=config.seed)
     classes = len(saved["labels"])
     weights = class_weights(splits["train"].labels, classes, saved["balance"])
-    classifier = Classifier(model, classes, weights)
+    classifier = Classifier(model, classes, weights, pool_of(saved))
     classifier.early = saved["early"]
     classifier.replay = 0.0 if random else saved["replay"]
     replay = replay_of(pretrained, config, classifier.replay)
@@ -370,7 +397,9 @@ def from_random(
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
         rate = settings.default_lr(optimizer, "all", width, LR)
-        config = replace(config, optimizer=optimizer, lr=rate)
+        sizes = config.sizes | ({"dropout": DROPOUT} if "dropout" in config.sizes else {})
+        config = replace(config, optimizer=optimizer, lr=rate, sizes=sizes)
+        pretrained = replace(pretrained, config=replace(pretrained.config, sizes=sizes))
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
 
 

@@ -20,20 +20,27 @@ from . import tasks
 from .pretrained import Known, Replay, known_ids
 
 TOKENS = 16384  # of a batch that is only judged
+POOLS = ("last", "mean")
 SKEWED = 10  # times the rarest label: a commoner one is weighed less
 
 
 class Classifier(nn.Module):
     """A language model with a head for labels on its features: tokens (B, T) -> logits (., K)."""
 
-    def __init__(self, model: LanguageModel, classes: int, class_weights: Tensor | None = None):
-        """class_weights (K,): how much an example of each label counts, 1 on average."""
+    def __init__(
+        self, model: LanguageModel, classes: int, class_weights: Tensor | None = None,
+        pool: str = "last",
+    ):
+        """class_weights (K,): how much an example of each label counts, 1 on average. pool: the
+        head reads the features of the last token, or with "mean" beside these the mean of all
+        tokens so far (Howard & Ruder 2018)."""
         super().__init__()
-        self.model, self.replay, self.early = model, 0.0, 0.0
+        assert pool in POOLS
+        self.model, self.pool, self.replay, self.early = model, pool, 0.0, 0.0
         device = next(model.parameters()).device
         with torch.inference_mode():
             width = model.features(torch.zeros(1, 1, dtype=torch.int64, device=device))[0].shape[2]
-        self.head = nn.Linear(width, classes, device=device)
+        self.head = nn.Linear(width * (1 + (pool == "mean")), classes, device=device)
         nn.init.zeros_(self.head.weight)  # at first all labels are as likely
         nn.init.zeros_(self.head.bias)
         weights = torch.ones(classes) if class_weights is None else class_weights
@@ -42,6 +49,9 @@ class Classifier(nn.Module):
     def forward(self, tokens: Tensor, at: Tensor) -> Tensor:
         """Logits (N, K) at the N places where `at` (B, T) is true."""
         x, _ = self.model.features(tokens)
+        if self.pool == "mean":
+            numbers = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
+            x = torch.cat((x, x.cumsum(1) / numbers[:, None]), 2)
         return self.head(x[at])
 
     def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:

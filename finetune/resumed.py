@@ -12,6 +12,7 @@ from data import runs
 from nanogpt.settings import Config
 
 from .adapt import merge
+from .labelled import POOLS
 from .pretrained import FORMAT, Pretrained, check_format, pretraining_text
 
 
@@ -80,6 +81,11 @@ def stopped(error: BaseException, run: Path, command: str) -> Exception:
         return train.Stopped("stopped before anything was saved.")
     said = str(error) or "stopped at once; what was saved before is kept."
     return train.Stopped(f"{said} Go on with: python -m finetune.{command} --resume={run}")
+
+
+def pool_of(saved: dict) -> str:
+    """What the head of a run reads; of runs from before there was a choice the last token."""
+    return saved.get("pool", POOLS[0])
 
 
 def as_tuning(saved: dict) -> dict:

@@ -14,7 +14,7 @@ from nanogpt.settings import restore_config
 from .adapt import Tuning, adapt, merge
 from .labelled import Classifier, ending, probabilities, sequence, shortened
 from .pretrained import check_format, other_version
-from .resumed import as_tuning
+from .resumed import as_tuning, pool_of
 
 
 def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
@@ -32,7 +32,8 @@ def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
         config = restore_config(saved)
         tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
         model = nanogpt.build(config.model, tokenizer.vocab_size, config.block_size, **config.sizes)
-        classifier = Classifier(model, len(saved["finetune"]["labels"]))
+        labels = len(saved["finetune"]["labels"])
+        classifier = Classifier(model, labels, pool=pool_of(saved["finetune"]))
         if not checkpoint.get("merged"):
             tuning = Tuning(**as_tuning(saved["finetune"]["tuning"]))
             adapt(model, tuning, speaks=False, special=bool(ending(config.model)))

@@ -297,10 +297,11 @@ def test_own_splits_keep_equal_texts_together_and_every_label_in_training(tmp_pa
 # The classifier
 
 
+@pytest.mark.parametrize("pool", labelled.POOLS)
 @pytest.mark.parametrize("stage", STAGES)
 @torch.no_grad()
-def test_padding_is_never_seen(stage):
-    classifier = labelled.Classifier(build(stage), 5).double().eval()
+def test_padding_is_never_seen(stage, pool):
+    classifier = labelled.Classifier(build(stage), 5, pool=pool).double().eval()
     torch.nn.init.normal_(classifier.head.weight)
     sequences = [[END, 5, 6, 7], [END, 8], [END, *range(4, 15)]]
     together, targets = map(torch.from_numpy, labelled.batch_of(sequences, [0, 1, 2]))
@@ -308,8 +309,9 @@ def test_padding_is_never_seen(stage):
     logits = classifier(together, targets != IGNORED)
     assert torch.equal(logits, classifier(other, targets != IGNORED))
     for row, ids in enumerate(sequences):
-        alone, _ = classifier.model.features(torch.tensor([ids]))
-        assert (classifier.head(alone[0, -1]) - logits[row]).abs().max() < 1e-10
+        alone = classifier.model.features(torch.tensor([ids]))[0][0]
+        read = alone[-1] if pool == "last" else torch.cat((alone[-1], alone.mean(0)))
+        assert (classifier.head(read) - logits[row]).abs().max() < 1e-10
 
 
 def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
@@ -936,7 +938,8 @@ def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
 
 
 @pytest.mark.parametrize("more", [
-    ["--tune=head"], ["--tune=last"], ["--tune=lora", "--rank=2", "--matrices=qkv,up"],
+    ["--tune=head", "--pool=mean"], ["--tune=last"],
+    ["--tune=lora", "--rank=2", "--matrices=qkv,up"],
     ["--lr-decay=0.5", "--replay=0.3", "--dropout=0.1", "--optimizer=muon"],
 ])
 def test_other_tunings(base, reviews, tmp_path, more, no_plot):
@@ -965,7 +968,29 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
         saved["finetune"]["trained_parameters"]
 
 
-@pytest.mark.parametrize("more", [[], ["--tune=lora"]])
+def test_long_texts_are_read_as_a_whole():
+    lengths = [classify.LONG - 1, classify.LONG, classify.LONG + 9]
+    texts = labelled.Encoded([[END] * n for n in lengths], [(0,)] * 3)
+    assert classify.usual_pool(texts) == "mean"
+    texts.sequences[1].pop()
+    assert classify.usual_pool(texts) == "last"
+
+
+def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, monkeypatch):
+    parse = classify.make_parser().parse_args
+    usual = [classify.usual_dropout(parse([f"--tune={tune}"])) for tune in adapt.TUNES]
+    begun = pretrained.load(base, usual_dropout=usual[-1])
+    given = []
+    monkeypatch.setattr(classify, "fit", lambda begun, *_, **__: given.append(begun))
+    about = {"config": {"finetune": {"tuning": {"tune": "lora"}}}}
+    classify.from_random(begun, {}, begun.config, tmp_path / "random", about,
+                         Machine("cpu", "float32", False))
+    dropout = [each.config.sizes["dropout"] for each in (begun, *given)]
+    assert dropout == [classify.LITTLE, classify.DROPOUT]
+    assert usual == [classify.DROPOUT, classify.LITTLE, classify.DROPOUT, classify.LITTLE]
+
+
+@pytest.mark.parametrize("more", [[], ["--tune=lora", "--pool=mean"]])
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path, monkeypatch,
                                                         more, no_plot):
     flags = ["--device=cpu", "--steps=8", "--eval-every=2", "--dropout=0.1", "--no-baselines",
@@ -1251,6 +1276,22 @@ def test_a_fold_pretrains_on_its_own_training_tales(tmp_path):
         folder = benchmark.fold_folder(splits, tmp_path / str(number))
         found = data.load(str(folder)).splits
         assert found == {s: [e.text for e in part] for s, part in splits.items()}
+
+
+def test_bases_that_are_there_are_not_trained_again(tmp_path, monkeypatch):
+    commands = []
+
+    def timed(command):
+        commands.append(command[-1])
+        run = tmp_path / "bases" / command[-1].split("/")[-1]
+        run.mkdir(parents=True, exist_ok=True)
+        (run / ("result.json" if "--resume" in command[-1] else "last.pt")).touch()
+
+    monkeypatch.setattr(benchmark, "timed", timed)
+    again = [benchmark.pretrain(benchmark.NAMES, "names", tmp_path / "bases", toy)
+             for toy in (False, False, False, True)]
+    assert len(set(again)) == 2 and again[0] == again[2] != again[3]  # a toy is another
+    assert commands == [f"--out={again[0]}", f"--resume={again[0]}", f"--out={again[3]}"]
 
 
 def test_few_labels_are_few_to_validate_on_too():
