@@ -50,8 +50,9 @@ class Classifier(nn.Module):
         """Logits (N, K) at the N places where `at` (B, T) is true."""
         x, _ = self.model.features(tokens)
         if self.pool == "mean":
-            numbers = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
-            x = torch.cat((x, x.cumsum(1) / numbers[:, None]), 2)
+            sums = x.cumsum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+            numbers = torch.arange(1, x.shape[1] + 1, device=x.device)
+            x = torch.cat((x, (sums / numbers[:, None]).to(x.dtype)), 2)
         return self.head(x[at])
 
     def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:

@@ -314,6 +314,15 @@ def test_padding_is_never_seen(stage, pool):
         assert (classifier.head(read) - logits[row]).abs().max() < 1e-10
 
 
+def test_the_mean_of_a_long_text_is_one_in_few_bits_too(monkeypatch):
+    classifier = labelled.Classifier(build("gpt"), 5, pool="mean")
+    ones = torch.ones(1, 600, 8, dtype=torch.bfloat16)
+    monkeypatch.setattr(classifier.model, "features", lambda tokens: (ones, None))
+    classifier.head = torch.nn.Identity()
+    read = classifier(torch.zeros(1, 600, dtype=torch.int64), torch.ones(1, 600, dtype=torch.bool))
+    assert read.shape == (600, 16) and (read == 1).all() and read.dtype == torch.bfloat16
+
+
 def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
     weights = torch.tensor([0.5, 1.0, 2.0])
     classifier = labelled.Classifier(build("gpt"), 3, weights)
