@@ -102,11 +102,11 @@ def trained(
                             usual_dropout=classify.usual_dropout(args))
     splits = classify.encode_splits(task, begun)
     config, balance = classify.config_for(begun, splits, args)
+    pool = classify.usual_pool(splits["train"])
     about = resumed.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
-        "early": classify.early_of(args), "balance": balance,
-        "pool": classify.usual_pool(splits["train"]),
+        "early": classify.early_of(args, pool), "balance": balance, "pool": pool,
     })
     machine = choose("cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,8 @@ of questions the phrase that stands nearest to the words of the question."""
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -89,17 +91,18 @@ def fit(
     strongest decay to the weakest.
     """
     chosen: dict = {}
-    rows, targets = examples(train)
+    rows, targets = examples(labels_of(train))
     with tqdm(total=len(kinds) * len(DECAYS), desc="n-grams", leave=False, delay=2,
               disable=None) as bar:
         for kind in kinds:
             counts = Counts([text for text, _ in train], kind)
-            bags, judged = counts([text for text, _ in train]), counts([text for text, _ in val])
+            score = partial(logits, counts([text for text, _ in train]))
+            judged = counts([text for text, _ in val])
             weights = torch.zeros(len(counts.places) + 1, classes)
             for decay in DECAYS:
-                weights = minimise(bags, rows, targets, weights, decay, class_weights)
+                weights = minimise(score, rows, targets, weights, decay, class_weights)
                 predicted = logits(judged, weights).argmax(1).numpy()
-                right = np.mean(truth(predicted, [labels for _, labels in val]) == predicted)
+                right = np.mean(truth(predicted, labels_of(val)) == predicted)
                 if not chosen or right > chosen["val_accuracy"]:
                     chosen = {"features": kind, "decay": decay, "val_accuracy": float(right)}
                 bar.update()
@@ -107,28 +110,34 @@ def fit(
     counts = Counts(texts, chosen["features"])
     weights = torch.zeros(len(counts.places) + 1, classes)
     decay = chosen["decay"]
-    weights = minimise(counts(texts), *examples(train + val), weights, decay, class_weights, 300)
+    score = partial(logits, counts(texts))
+    weights = minimise(score, *examples(labels_of(train + val)), weights, decay, class_weights, 300)
     return Regression(counts, weights), chosen
 
 
-def examples(split: list[tuple[str, tuple[int, ...]]]) -> tuple[Tensor, Tensor]:
+def labels_of(split: list[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    return [labels for _, labels in split]
+
+
+def examples(labels: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
     """Each text, by its number, with each of its labels."""
-    pairs = [(i, label) for i, (_, labels) in enumerate(split) for label in labels]
+    pairs = [(i, label) for i, several in enumerate(labels) for label in several]
     return torch.tensor([i for i, _ in pairs]), torch.tensor([label for _, label in pairs])
 
 
 def minimise(
-    bags, rows, targets, weights: Tensor, decay: float, class_weights, steps: int = 60
+    score: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, weights: Tensor,
+    decay: float, class_weights: Tensor | None, steps: int = 60,
 ) -> Tensor:
-    """The weights that minimise the mean loss of the pairs and their own decayed squares."""
+    """The weights (D + 1, K) that minimise the mean loss of the pairs and their own decayed
+    squares, but for the last row. score(weights): the logits of all texts (N, K)."""
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=steps, history_size=10,
                                   tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        losses = F.cross_entropy(logits(bags, weights)[rows], targets, class_weights,
-                                 reduction="sum")
+        losses = F.cross_entropy(score(weights)[rows], targets, class_weights, reduction="sum")
         loss = losses / len(targets) + decay * weights[:-1].square().sum() / 2
         loss.backward()
         return loss

@@ -1,9 +1,10 @@
 """Finetune a run to sort texts: python -m finetune.classify --from=runs/gpt-tales --task=topic
 
 A new head on the features of the last token says which label a text has; where there is attention
-that token is one of its own, which ends every text. Of a long text the head reads the mean of all
-features beside these, which know little there of how it began. What fills up the shorter rows of a
-batch comes after, so the model, which looks back only, never sees that.
+that token is one of its own, which ends every text. Of a long text the head reads the mean of each
+quarter beside these, which know little there of how it began. What fills up the shorter rows of a
+batch comes after, so the model, which looks back only, never sees that. Such a head is fitted first
+to what the network knows already (probe.py); then all that shall learn does.
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
@@ -47,6 +48,7 @@ from .pretrained import (
     place,
     pretraining_loss,
 )
+from .probe import fit_head
 from .resumed import (
     about_of,
     as_tuning,
@@ -61,7 +63,10 @@ from .resumed import (
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
 EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
 LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
-LONG = 64  # tokens of a text: from here on a batch has fewer of them, and their mean is read too
+LONG = 64  # tokens of a text: from here on a batch has fewer of them, the head reads the means of
+LONG_POOL = "quarters"  # these, which is a say for all tokens, with nothing EARLY; and as a long
+LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # text tells much, fewer times and less do
+FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
 
 # A run
@@ -80,17 +85,20 @@ def make_parser() -> cli.Parser:
     add(group, "label", "the column with the labels (default label)", str, metavar="COLUMN")
     text = "a label counts with its number to the power -X (default 0.5 of skewed sets, else 0)"
     add(group, "balance", text, float)
-    text = f"share of the loss that is of the label at the tokens before the last (default {EARLY})"
+    text = ("share of the loss that is of the label at the tokens before the last (default "
+            f"{EARLY}, where --pool has means 0)")
     add(group, "early", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
-    steps = f"{EPOCHS} times through the texts, from 100 to {MOST:,}"
+    steps = (f"{EPOCHS} times through the texts, of long ones {LONG_EPOCHS} times, from 100 to "
+             f"{MOST:,}")
     every = "a twentieth of the steps, at least 10"
-    text = (f"what the head reads: the last token's features, or also the mean of all (default "
-            f"{POOLS[1]} for texts of {LONG} tokens and more)")
-    add(group, "pool", text, str, choices=POOLS)
+    text = ("what the head reads: the last token's features, or beside these the mean of all, or "
+            f"of each quarter (default last, of texts of {LONG} tokens and more {LONG_POOL})")
+    add(group, "pool", text, str, choices=list(POOLS))
     dropout = f"{DROPOUT}, of --tune=head and lora {LITTLE}, where the stage has one"
-    settings.add_flags(parser, steps, "16, of short texts 64", every, LR, dropout)
+    rate, average = f"{LR}, of long texts {LONG_LR}", f"0, of long texts {LONG_AVERAGE}"
+    settings.add_flags(parser, steps, "16, of short texts 64", every, rate, dropout, average)
     return parser
 
 
@@ -121,7 +129,6 @@ def new_run(args: Namespace) -> Path:
     if "from" not in asked:
         raise ValueError("name the pretrained run: --from=RUN.")
     task, tuning, share = load_task(asked), settings.tuning_of(args), settings.replay_of(args)
-    early = early_of(args)
     if share and tuning.tune == "head":
         raise ValueError("--replay is against forgetting, and with --tune=head nothing is "
                          "forgotten, for the network stays as it is; leave one of them out.")
@@ -132,6 +139,7 @@ def new_run(args: Namespace) -> Path:
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
     pool = args.pool or usual_pool(splits["train"])
+    early = early_of(args, pool)
     settings.machine_of(config)  # this and the next lines say what is not to be had
     replay_of(pretrained, config, share)
     adapt(pretrained.build(), tuning, speaks_too(tuning, share), bool(ending(config.model)))
@@ -160,10 +168,12 @@ def config_for(
     balance = default_balance(train.labels) if args.balance is None else args.balance
     if not 0 <= balance <= 1:
         raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
-    rows = args.batch_size or (16 if are_long(train) else 64)
-    steps = min(MOST, max(100, EPOCHS * -(-len(train.pairs) // max(rows, 1))))
-    defaults = dict(steps=steps, batch_size=rows)
-    return settings.config_of(pretrained.config, args, defaults, LR), balance
+    long = are_long(train)
+    rows = args.batch_size or (16 if long else 64)
+    times = LONG_EPOCHS if long else EPOCHS
+    steps = min(MOST, max(100, times * -(-len(train.pairs) // max(rows, 1))))
+    defaults = dict(steps=steps, batch_size=rows, average=LONG_AVERAGE if long else 0.0)
+    return settings.config_of(pretrained.config, args, defaults, usual_lr(train)), balance
 
 
 def are_long(texts: Encoded) -> bool:
@@ -175,7 +185,12 @@ def are_long(texts: Encoded) -> bool:
 def usual_pool(train: Encoded) -> str:
     """Of who says nothing. What a short text is about, its last token can tell; of a long one it
     knows little."""
-    return "mean" if are_long(train) else "last"
+    return LONG_POOL if are_long(train) else "last"
+
+
+def usual_lr(train: Encoded) -> float:
+    """Of Muon, of who says nothing."""
+    return LONG_LR if are_long(train) else LR
 
 
 def usual_dropout(args: Namespace) -> float:
@@ -183,9 +198,10 @@ def usual_dropout(args: Namespace) -> float:
     return LITTLE if args.tune in ("head", "lora") else DROPOUT
 
 
-def early_of(args: Namespace) -> float:
+def early_of(args: Namespace, pool: str) -> float:
     """ValueError: a share that cannot be."""
-    early = EARLY if args.early is None else args.early
+    usual = 0.0 if POOLS[pool] else EARLY
+    early = usual if args.early is None else args.early
     if not 0 <= early < 1:
         raise ValueError(f"--early must be at least 0 and below 1, not {early}.")
     return early
@@ -322,6 +338,9 @@ def fit(
         runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
     batches = LabelBatches(splits["train"], config.batch_size, replay)
     val = splits["val"]
+    fitted = not classifier.early  # which asks for labels at places of another kind too
+    if fitted and not resume:
+        fit_head(classifier, splits["train"], val, machine)
     lengths = [len(val.sequences[i]) for i, _ in val.pairs]
     val_batches = LabelBatches(val, 1)
     groups = [val_batches.batch([val.pairs[i] for i in group]) for group in by_length(lengths)]
@@ -330,6 +349,8 @@ def fit(
         return mean_loss(classifier, groups, machine)[0]
 
     shares = lr_shares(classifier, len(model.layers), tuning.lr_decay)
+    if fitted:
+        shares |= {name: FITTED for name in ("head.weight", "head.bias")}
     progress = train.train(
         classifier, batches, classifier.loss, config, evaluate=evaluate, machine=machine, run=run,
         about=about, resume=resume, lr_shares=shares,
@@ -396,7 +417,7 @@ def from_random(
             resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
-        rate = settings.default_lr(optimizer, "all", width, LR)
+        rate = settings.default_lr(optimizer, "all", width, usual_lr(splits["train"]))
         sizes = config.sizes | ({"dropout": DROPOUT} if "dropout" in config.sizes else {})
         config = replace(config, optimizer=optimizer, lr=rate, sizes=sizes)
         pretrained = replace(pretrained, config=replace(pretrained.config, sizes=sizes))

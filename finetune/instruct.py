@@ -60,7 +60,7 @@ def make_parser() -> cli.Parser:
     text = "a run that sorts by topic, to judge tales (default: n-grams)"
     add(group, "topics", text, Path, metavar="RUN")
     steps = "3,200; of your own 6 times through them, from 100 to 3,200"
-    settings.add_flags(parser, steps, "8", "a tenth of the steps", LR)
+    settings.add_flags(parser, steps, "8", "a tenth of the steps", f"{LR}")
     return parser
 
 

@@ -1,7 +1,9 @@
 """A language model with a head for labels, and texts with labels as its batches."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from . import tasks
 from .pretrained import Known, Replay, known_ids
 
 TOKENS = 16384  # of a batch that is only judged
-POOLS = ("last", "mean")
+POOLS = {"last": 0, "mean": 1, "quarters": 4}  # parts of a text whose means the head reads
 SKEWED = 10  # times the rarest label: a commoner one is weighed less
 
 
@@ -32,15 +34,16 @@ class Classifier(nn.Module):
         pool: str = "last",
     ):
         """class_weights (K,): how much an example of each label counts, 1 on average. pool: the
-        head reads the features of the last token, or with "mean" beside these the mean of all
-        tokens so far (Howard & Ruder 2018)."""
+        head reads the features of the last token, with "mean" beside these the mean of all tokens
+        so far (Howard & Ruder 2018), with "quarters" the mean of each quarter of them, for where
+        something stands tells too (Lazebnik et al. 2006, of pictures)."""
         super().__init__()
         assert pool in POOLS
         self.model, self.pool, self.replay, self.early = model, pool, 0.0, 0.0
         device = next(model.parameters()).device
         with torch.inference_mode():
             width = model.features(torch.zeros(1, 1, dtype=torch.int64, device=device))[0].shape[2]
-        self.head = nn.Linear(width * (1 + (pool == "mean")), classes, device=device)
+        self.head = nn.Linear(width * (1 + POOLS[pool]), classes, device=device)
         nn.init.zeros_(self.head.weight)  # at first all labels are as likely
         nn.init.zeros_(self.head.bias)
         weights = torch.ones(classes) if class_weights is None else class_weights
@@ -48,12 +51,20 @@ class Classifier(nn.Module):
 
     def forward(self, tokens: Tensor, at: Tensor) -> Tensor:
         """Logits (N, K) at the N places where `at` (B, T) is true."""
+        return self.head(self.reads(tokens, at))
+
+    def reads(self, tokens: Tensor, at: Tensor) -> Tensor:
+        """What the head takes at these places, (N, C) or with means (N, C (1 + parts))."""
         x, _ = self.model.features(tokens)
-        if self.pool == "mean":
-            sums = x.cumsum(1, dtype=torch.promote_types(x.dtype, torch.float32))
-            numbers = torch.arange(1, x.shape[1] + 1, device=x.device)
-            x = torch.cat((x, (sums / numbers[:, None]).to(x.dtype)), 2)
-        return self.head(x[at])
+        if not POOLS[self.pool]:
+            return x[at]
+        rows, places = at.nonzero(as_tuple=True)
+        sums = x.cumsum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+        sums = F.pad(sums, (0, 0, 1, 0))  # (B, T + 1, C): of the first t tokens
+        edges = [(places + 1) * k // POOLS[self.pool] for k in range(POOLS[self.pool] + 1)]
+        means = [(sums[rows, end] - sums[rows, begin]) / (end - begin).clamp(min=1)[:, None]
+                 for begin, end in pairwise(edges)]
+        return torch.cat([x[at], *(mean.to(x.dtype) for mean in means)], 1)
 
     def loss(self, tokens: Tensor, targets: Tensor, *replayed: Tensor) -> Tensor:
         """Mean nats of the labels, which stand in targets (B, T) where a text ends, else -1.
@@ -204,21 +215,28 @@ def by_length(lengths: list[int], most: int = TOKENS) -> list[list[int]]:
     return groups
 
 
-@torch.inference_mode()
 def probabilities(
     classifier: Classifier, sequences: list[list[int]], machine: Machine
 ) -> np.ndarray:
     """The probability of every label for each text, (N, K) float64. The classifier is in eval."""
     assert not classifier.training
-    found = np.zeros((len(sequences), classifier.head.out_features))
+    return at_ends(classifier, sequences, machine, "sorting").double().softmax(1).numpy()
+
+
+@torch.inference_mode()
+def at_ends(
+    of: Callable[[Tensor, Tensor], Tensor], sequences: list[list[int]], machine: Machine, doing: str
+) -> Tensor:
+    """What a function of tokens and places makes of the ends of the texts, (N, ...) on the CPU."""
     groups = by_length([len(ids) for ids in sequences])
-    for group in tqdm(groups, "sorting", leave=False, delay=2, disable=None):
+    found = []
+    for group in tqdm(groups, doing, leave=False, delay=2, disable=None):
         batch = batch_of([sequences[i] for i in group], [0] * len(group))
         tokens, targets = to_device(batch, machine.device)
         with machine.autocast():
-            logits = classifier(tokens, targets != IGNORED)
-        found[group] = logits.double().softmax(1).cpu().numpy()
-    return found
+            found.append(of(tokens, targets != IGNORED).cpu().float())
+    order = [i for group in groups for i in group]
+    return torch.cat(found)[np.argsort(order)]
 
 
 def class_weights(labels: list[tuple[int, ...]], classes: int, balance: float) -> Tensor:

@@ -12,7 +12,6 @@ from data import runs
 from nanogpt.settings import Config
 
 from .adapt import merge
-from .labelled import POOLS
 from .pretrained import FORMAT, Pretrained, check_format, pretraining_text
 
 
@@ -85,7 +84,7 @@ def stopped(error: BaseException, run: Path, command: str) -> Exception:
 
 def pool_of(saved: dict) -> str:
     """What the head of a run reads; of runs from before there was a choice the last token."""
-    return saved.get("pool", POOLS[0])
+    return saved.get("pool", "last")
 
 
 def as_tuning(saved: dict) -> dict:

@@ -22,12 +22,12 @@ CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 
 def add_flags(
-    parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: float,
-    dropout: str = "that of pretraining",
+    parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: str,
+    dropout: str = "that of pretraining", average: str = "0",
 ) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
-    steps, rows, evaluations, dropout: what is their default there; muon: its learning rate.
+    Each but the parser: what is the default there; muon: its learning rate.
     """
     group = parser.add_argument_group("which weights learn")
     text = "all, the head alone, the last layers, or LoRA's additions (default all)"
@@ -56,7 +56,7 @@ def add_flags(
     add(group, "schedule", "(default cosine)", str, choices=list(SCHEDULES))
     add(group, "weight_decay", "of matrices (default: that of pretraining, at least 0.1)", float)
     add(group, "dropout", f"(default: {dropout})", float)
-    add(group, "average", "evaluate averaged weights; 0 is off (default 0)", float)
+    add(group, "average", f"evaluate averaged weights; 0 is off (default {average})", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
     add(group, "eval_every", f"steps between evaluations (default {evaluations})")
     add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")

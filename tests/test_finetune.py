@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 from collections import Counter
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +37,7 @@ from finetune import (
     labelled,
     measures,
     pretrained,
+    probe,
     questions,
     report,
     seen,
@@ -224,7 +227,8 @@ def test_the_regression_is_at_its_minimum():
     bags, targets = counts(texts), torch.arange(12) % 3
     rows = torch.arange(12)
     weights = torch.zeros(len(counts.places) + 1, 3)
-    found = baselines.minimise(bags, rows, targets, weights, 0.01, None).double()
+    score = partial(baselines.logits, bags)
+    found = baselines.minimise(score, rows, targets, weights, 0.01, None).double()
     dense = torch.zeros(12, len(found), dtype=torch.float64)
     ends = [*bags[1].tolist()[1:], len(bags[0])]
     for row, (begin, end) in enumerate(zip(bags[1].tolist(), ends)):
@@ -310,7 +314,12 @@ def test_padding_is_never_seen(stage, pool):
     assert torch.equal(logits, classifier(other, targets != IGNORED))
     for row, ids in enumerate(sequences):
         alone = classifier.model.features(torch.tensor([ids]))[0][0]
-        read = alone[-1] if pool == "last" else torch.cat((alone[-1], alone.mean(0)))
+        n = labelled.POOLS[pool]
+        edges = [len(ids) * k // n for k in range(n + 1)] if n else []
+        parts = [alone[begin:end] for begin, end in pairwise(edges)]
+        empty = torch.zeros_like(alone[0])  # a quarter of a text of two tokens
+        means = [part.mean(0) if len(part) else empty for part in parts]
+        read = torch.cat((alone[-1], *means))
         assert (classifier.head(read) - logits[row]).abs().max() < 1e-10
 
 
@@ -321,6 +330,76 @@ def test_the_mean_of_a_long_text_is_one_in_few_bits_too(monkeypatch):
     classifier.head = torch.nn.Identity()
     read = classifier(torch.zeros(1, 600, dtype=torch.int64), torch.ones(1, 600, dtype=torch.bool))
     assert read.shape == (600, 16) and (read == 1).all() and read.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_order_tells_by_the_quarters_and_not_by_the_mean(monkeypatch):
+    x = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.cat((x, torch.cat((x[:, :7].flip(1), x[:, 7:]), 1)))  # the last one stays
+    at = torch.tensor([[False] * 7 + [True]] * 2)
+    for pool, same in (("mean", True), ("quarters", False)):
+        classifier = labelled.Classifier(build("gpt"), 5, pool=pool)
+        monkeypatch.setattr(classifier.model, "features", lambda tokens: (x, None))
+        read = classifier.reads(torch.zeros(2, 8, dtype=torch.int64), at)
+        assert torch.allclose(*read, atol=1e-6) == same
+
+
+def test_the_first_head_is_the_regression_on_what_is_known():
+    torch.manual_seed(0)
+    classifier = labelled.Classifier(build("gpt"), 3, torch.tensor([0.5, 1.0, 2.0]), "quarters")
+    generator = np.random.default_rng(0)
+    texts = [[END, *(4 + generator.integers(0, 12, 9) % (4 + 4 * (n % 3)))] for n in range(60)]
+    labels = [(n % 3, 1) if n % 7 == 0 else (n % 3,) for n in range(60)]
+    train, val = (labelled.Encoded(texts[part], labels[part])
+                  for part in (slice(0, 40), slice(40, 60)))
+    before = {name: p.clone() for name, p in classifier.model.named_parameters()}
+    machine = Machine("cpu", "float32", False)
+    batch = list(map(torch.from_numpy, labelled.LabelBatches(val, 1).batch(val.pairs)))
+    untaught = classifier.eval().loss(*batch).item()
+    loss = probe.fit_head(classifier, train, val, machine)
+    assert all(torch.equal(p, before[name]) for name, p in classifier.model.named_parameters())
+    assert abs(classifier.eval().loss(*batch).item() - loss) < 1e-4 and loss < untaught - 0.1
+
+    # of the decays, in float64 and by Newton's method, the same least loss
+    with torch.no_grad():
+        known, unseen = (labelled.at_ends(classifier.reads, part.sequences, machine, "").double()
+                         for part in (train, val))
+    scale = known.std(0, correction=0) * known.shape[1] ** 0.5
+    found = []
+    for decay in probe.DECAYS:
+        rows, targets = baselines.examples(train.labels)
+        features = ((known - known.mean(0)) / scale)[rows]
+        weights = newton(features, targets, 3, decay, classifier.class_weights.double())
+        logits = (unseen - known.mean(0)) / scale @ weights[:-1] + weights[-1]
+        found.append(probe.mean_nats(logits, val.labels, classifier.class_weights.double()))
+    assert abs(min(found) - loss) < 2e-3
+
+
+def newton(features, targets, classes, decay, class_weights):
+    """The weights (D + 1, K) of least loss, decayed but for the last row, by Newton's method."""
+    ones = torch.ones(len(features), 1, dtype=features.dtype)
+    x = torch.cat((features, ones), 1)
+
+    def objective(flat):
+        weights = flat.view(-1, classes)
+        nats = F.cross_entropy(x @ weights, targets, class_weights,
+                                                 reduction="sum")
+        return nats / len(targets) + decay * weights[:-1].square().sum() / 2
+
+    flat = torch.zeros(x.shape[1] * classes, dtype=x.dtype)
+    for _ in range(30):
+        slope = torch.func.grad(objective)(flat)
+        curve = torch.func.hessian(objective)(flat)
+        flat = flat - torch.linalg.lstsq(curve, slope[:, None], driver="gelsd").solution[:, 0]
+    return flat.view(-1, classes)
+
+
+def test_a_feature_that_never_varies_has_no_say():
+    classifier = labelled.Classifier(build("gpt"), 2)
+    same = labelled.Encoded([[END, 5]] * 4, [(0,), (0,), (0,), (1,)])
+    loss = probe.fit_head(classifier, same, same, Machine("cpu", "float32", False))
+    assert not classifier.head.weight.any()
+    assert abs(loss - (0.75 * math.log(4 / 3) + 0.25 * math.log(4))) < 1e-3
 
 
 def test_the_loss_is_that_of_the_labels_and_adds_up_over_parts():
@@ -947,7 +1026,7 @@ def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
 
 
 @pytest.mark.parametrize("more", [
-    ["--tune=head", "--pool=mean"], ["--tune=last"],
+    ["--tune=head", "--pool=mean", "--early=0.5"], ["--tune=last"],
     ["--tune=lora", "--rank=2", "--matrices=qkv,up"],
     ["--lr-decay=0.5", "--replay=0.3", "--dropout=0.1", "--optimizer=muon"],
 ])
@@ -980,9 +1059,12 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
 def test_long_texts_are_read_as_a_whole():
     lengths = [classify.LONG - 1, classify.LONG, classify.LONG + 9]
     texts = labelled.Encoded([[END] * n for n in lengths], [(0,)] * 3)
-    assert classify.usual_pool(texts) == "mean"
+    parse = classify.make_parser().parse_args
+    assert classify.usual_pool(texts) == "quarters"
+    assert classify.early_of(parse([]), "quarters") == 0 < classify.early_of(parse([]), "last")
+    assert classify.usual_lr(texts) < classify.LR
     texts.sequences[1].pop()
-    assert classify.usual_pool(texts) == "last"
+    assert classify.usual_pool(texts) == "last" and classify.usual_lr(texts) == classify.LR
 
 
 def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, monkeypatch):
@@ -992,14 +1074,15 @@ def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, mon
     given = []
     monkeypatch.setattr(classify, "fit", lambda begun, *_, **__: given.append(begun))
     about = {"config": {"finetune": {"tuning": {"tune": "lora"}}}}
-    classify.from_random(begun, {}, begun.config, tmp_path / "random", about,
+    texts = {"train": labelled.Encoded([[END]], [(0,)])}
+    classify.from_random(begun, texts, begun.config, tmp_path / "random", about,
                          Machine("cpu", "float32", False))
     dropout = [each.config.sizes["dropout"] for each in (begun, *given)]
     assert dropout == [classify.LITTLE, classify.DROPOUT]
     assert usual == [classify.DROPOUT, classify.LITTLE, classify.DROPOUT, classify.LITTLE]
 
 
-@pytest.mark.parametrize("more", [[], ["--tune=lora", "--pool=mean"]])
+@pytest.mark.parametrize("more", [[], ["--tune=lora", "--pool=quarters", "--average=0.9"]])
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path, monkeypatch,
                                                         more, no_plot):
     flags = ["--device=cpu", "--steps=8", "--eval-every=2", "--dropout=0.1", "--no-baselines",
