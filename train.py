@@ -28,15 +28,15 @@ from makemore.model import IGNORED
 from makemore.without_torch.schedules import SCHEDULES
 from nanogpt import attention
 from nanogpt.check import check
-from nanogpt.estimate import Estimate, estimate, in_words, most_used, warning
-from nanogpt.evaluate import evaluate_splits, mean_loss, to_device
+from nanogpt.estimate import Estimate, estimate, in_words, warning
+from nanogpt.evaluate import mean_loss, to_device
+from nanogpt.finish import finish
 from nanogpt.machine import Machine, choose, give_freed_memory_back, keep_freed_memory
 from nanogpt.optim import Average, make_optimizers
 from nanogpt.processes import (
     Processes,
     Shared,
     load_optimizer,
-    load_weights,
     mine,
     shard,
     together,
@@ -63,6 +63,11 @@ class Progress:
     since_best: int = 0  # evaluations
     loss_sum: float = 0.0  # over the steps since the last evaluation
     loss_steps: int = 0
+
+    @property
+    def tokens_per_second(self) -> int:
+        """Of training."""
+        return round(self.tokens / max(self.training_seconds, 1e-9))
 
 
 class Diverged(Exception):
@@ -155,8 +160,8 @@ def train(
             "lr": config.lr * lr_factor(progress.step, config),
             "tokens": progress.tokens,
             "seconds": round(time.monotonic() - began, 3),
-            "tokens_per_second": speed(progress),
-            "mfu": round(speed(progress) * mfu, 4),
+            "tokens_per_second": progress.tokens_per_second,
+            "mfu": round(progress.tokens_per_second * mfu, 4),
         }
         progress.loss_sum, progress.loss_steps = 0.0, 0
         if processes.first:
@@ -223,8 +228,8 @@ def train(
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
             bar.update()
-            pace = f"{speed(progress):,} tokens/s" + (
-                f", {speed(progress) * mfu:.0%} MFU" if mfu else "")
+            pace = f"{progress.tokens_per_second:,} tokens/s" + (
+                f", {progress.tokens_per_second * mfu:.0%} MFU" if mfu else "")
             bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 validate()
@@ -256,60 +261,9 @@ def out_of_patience(progress: Progress, config: Config) -> bool:
     return 0 < config.patience <= progress.since_best
 
 
-def speed(progress: Progress) -> int:
-    """Tokens per second of training."""
-    return round(progress.tokens / max(progress.training_seconds, 1e-9))
-
-
 def dropout_seed(seed: int, step: int, micro_batch: int = 0, process: int = 0) -> int:
     """All that the dropout of a step depends on, as one number."""
     return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1)[0])
-
-
-def finish(
-    model, tokenizer, dataset, config, run: Path, machine, processes, progress, expected: Estimate
-) -> None:
-    """Judge the best checkpoint, and put result.json and its samples into the run folder."""
-    processes.wait()
-    load_weights(model, sample.weights_of(runs.load_checkpoint(run / "best.pt")))
-    model.eval()
-    measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine, processes,
-                               progress.best_loss)
-    result = {
-        "model": config.model,
-        "data": dataset.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 1),
-        "tokens_per_second": speed(progress),
-        "flops_per_token": round(expected.flops),
-        "mfu": round(speed(progress) * expected.mfu, 4),
-        "memory": most_used(machine),
-        "memory_expected": expected.memory,
-        **measured,
-        "seed": config.seed,
-        "device": machine.device,
-        "dtype": machine.dtype,
-    }
-    training = set(dataset.splits["train"]) if dataset.kind == "lines" else None
-    num, length = sample.defaults(dataset.kind, config.block_size)
-    texts = sample.texts(model, tokenizer, "", num, length, dataset.separated)
-    report = sample.report(texts, training)
-    if not processes.first:
-        return
-    runs.write_json(run / "result.json", result)
-    runs.write(run / "samples.txt", report)
-    runs.plot(run)
-    losses = [(split, measured[f"{split}_loss"]) for split in ("train", "val", "test")]
-    said = ", ".join(f"{split} {loss:.4f}" for split, loss in losses if loss is not None)
-    print(f"loss of the best checkpoint (step {progress.best_step}): {said} nats per token")
-    judged = "val" if measured["test_loss"] is None else "test"
-    memory = f"{in_words(result['memory'])} of memory ({in_words(expected.memory)} expected)"
-    bits = f"{measured['bits_per_char']:.3f}, per byte {measured['bits_per_byte']:.3f}"
-    print(f"bits per character on {judged}: {bits}; {memory}\n\n{report}")
-    print(f"In {run}: loss.png, samples.txt, result.json. More: python sample.py --run={run}")
 
 
 def diverged_message(what: str, step: int, config: Config, run: Path) -> str:
@@ -417,29 +371,13 @@ def resume_run(args: Namespace, processes: Processes = ALONE) -> None:
     model, tokenizer = sample.restore(checkpoint | {"average": {}})  # the weights that learn
     with processes.in_turn():
         batches = batches_of(dataset, tokenizer, config, machine)
-    checkpoint["progress"] = processes.agree(mend(run, path, checkpoint) if processes.first else 0)
+    progress = runs.mend(run, path, checkpoint) if processes.first else None
+    checkpoint["progress"] = processes.agree(progress)
     print(f"going on at step {step}")
     carry_out(
         model, tokenizer, dataset, batches, config, machine, processes, run, about, expected,
         checkpoint,
     )
-
-
-def mend(run: Path, path: Path, checkpoint: dict) -> dict:
-    """Make the run folder what it was when that checkpoint was written; the progress then."""
-    progress = checkpoint["progress"]
-    try:
-        runs.load_checkpoint(run / "best.pt")
-    except ValueError:
-        print(f"note: best.pt is missing or damaged; {path.name} takes its place.")
-        best = {"best_loss": progress["val_loss"], "best_step": progress["step"], "since_best": 0}
-        progress |= best
-        runs.save_checkpoint(run / "best.pt", checkpoint)
-    runs.sweep(run)
-    if progress["step"] < checkpoint["config"]["steps"]:
-        (run / "result.json").unlink(missing_ok=True)  # it would speak of other weights from now on
-    runs.cut_metrics(run, progress["step"])
-    return progress
 
 
 def carry_out(

@@ -174,6 +174,23 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     write(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file))
 
 
+def mend(run: Path, path: Path, checkpoint: dict) -> dict:
+    """Make the run folder what it was when that checkpoint was written; the progress then."""
+    progress = checkpoint["progress"]
+    try:
+        load_checkpoint(run / "best.pt")
+    except ValueError:
+        print(f"note: best.pt is missing or damaged; {path.name} takes its place.")
+        best = {"best_loss": progress["val_loss"], "best_step": progress["step"], "since_best": 0}
+        progress |= best
+        save_checkpoint(run / "best.pt", checkpoint)
+    sweep(run)
+    if progress["step"] < checkpoint["config"]["steps"]:
+        (run / "result.json").unlink(missing_ok=True)  # it would speak of other weights from now on
+    cut_metrics(run, progress["step"])
+    return progress
+
+
 def load_checkpoint(path: Path) -> dict:
     """Read what save_checkpoint wrote, onto the CPU. path: a checkpoint, or a run folder's best.
 

@@ -412,7 +412,7 @@ def from_random(
     resume = None
     if (run / "last.pt").exists():
         resume = runs.load_checkpoint(run / "last.pt")
-        resume["progress"] = train.mend(run, run / "last.pt", resume)
+        resume["progress"] = runs.mend(run, run / "last.pt", resume)
         if resume["config"]["steps"] != config.steps:
             resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn

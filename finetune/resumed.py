@@ -57,7 +57,7 @@ def open_run(path: Path, steps: int | None, kind: str) -> tuple[Path, Path, dict
 
 def mend(run: Path, source: Path, checkpoint: dict) -> None:
     """Make the folder what it was at this checkpoint: once all is known to be in order."""
-    checkpoint["progress"] = train.mend(run, source, checkpoint)
+    checkpoint["progress"] = runs.mend(run, source, checkpoint)
     print(f"going on at step {checkpoint['progress']['step']}")
 
 
