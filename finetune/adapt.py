@@ -194,8 +194,8 @@ def is_adapted(state: dict[str, Tensor]) -> bool:
 def lr_shares(model: nn.Module, layers: int, decay: float) -> dict[str, float]:
     """The share of the learning rate of every parameter that has not all of it.
 
-    Heads and the last norm have it all, the last of the layers decay times it, and so on down to
-    the embedding.
+    Heads and the last norm have it all (but for a head that was fitted before, see classify.py),
+    the last of the layers decay times it, and so on down to the embedding.
     """
     shares = {}
     for name, _ in model.named_parameters():

@@ -3,11 +3,12 @@
 A new head on the features of the last token says which label a text has; where there is attention
 that token is one of its own, which ends every text. Of a long text the head reads the mean of each
 quarter beside these, which know little there of how it began. What fills up the shorter rows of a
-batch comes after, so the model, which looks back only, never sees that. Such a head is fitted first
-to what the network knows already (probe.py); then all that shall learn does.
+batch comes after, so the model, which looks back only, never sees that. A head that is asked at the
+end of a text alone (--early=0) is fitted first, to what the network knows already (probe.py).
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
+import time
 from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -66,6 +67,7 @@ LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do w
 LONG = 64  # tokens of a text: from here on a batch has fewer of them, the head reads the means of
 LONG_POOL = "quarters"  # these, which is a say for all tokens, with nothing EARLY; and as a long
 LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # text tells much, fewer times and less do
+LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
 
@@ -86,7 +88,8 @@ def make_parser() -> cli.Parser:
     text = "a label counts with its number to the power -X (default 0.5 of skewed sets, else 0)"
     add(group, "balance", text, float)
     text = ("share of the loss that is of the label at the tokens before the last (default "
-            f"{EARLY}, where --pool has means 0)")
+            f"{EARLY}, where --pool has means 0); with 0 the head is fitted first, and then takes "
+            f"{FITTED} of the learning rate")
     add(group, "early", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
@@ -97,8 +100,10 @@ def make_parser() -> cli.Parser:
             f"of each quarter (default last, of texts of {LONG} tokens and more {LONG_POOL})")
     add(group, "pool", text, str, choices=list(POOLS))
     dropout = f"{DROPOUT}, of --tune=head and lora {LITTLE}, where the stage has one"
-    rate, average = f"{LR}, of long texts {LONG_LR}", f"0, of long texts {LONG_AVERAGE}"
-    settings.add_flags(parser, steps, "16, of short texts 64", every, rate, dropout, average)
+    settings.add_flags(
+        parser, steps, "16, of short texts 64", every, dropout=dropout,
+        muon=f"{LR}, of long texts {LONG_LR}", average=f"0, of long texts {LONG_AVERAGE}",
+        embedding_lr=f"1, of long texts with muon {LONG_EMBEDDING_LR:.0f}")
     return parser
 
 
@@ -172,7 +177,9 @@ def config_for(
     rows = args.batch_size or (16 if long else 64)
     times = LONG_EPOCHS if long else EPOCHS
     steps = min(MOST, max(100, times * -(-len(train.pairs) // max(rows, 1))))
-    defaults = dict(steps=steps, batch_size=rows, average=LONG_AVERAGE if long else 0.0)
+    optimizer = settings.optimizer_of(pretrained.config, args)
+    defaults = dict(steps=steps, batch_size=rows, average=LONG_AVERAGE if long else 0.0,
+                    embedding_lr=usual_embedding_lr(train, optimizer))
     return settings.config_of(pretrained.config, args, defaults, usual_lr(train)), balance
 
 
@@ -191,6 +198,11 @@ def usual_pool(train: Encoded) -> str:
 def usual_lr(train: Encoded) -> float:
     """Of Muon, of who says nothing."""
     return LONG_LR if are_long(train) else LR
+
+
+def usual_embedding_lr(train: Encoded, optimizer: str) -> float:
+    """Times the learning rate, of who says nothing."""
+    return LONG_EMBEDDING_LR if are_long(train) and optimizer == "muon" else 1.0
 
 
 def usual_dropout(args: Namespace) -> float:
@@ -331,6 +343,11 @@ def fit(
     classifier.to(machine.device)
     model.checkpointing = config.checkpointing
     trained, every = count(classifier)
+    fitted = not classifier.early  # which asks for labels at places of another kind too
+    if fitted and not resume:
+        began = time.monotonic()
+        fit_head(classifier, splits["train"], splits["val"], machine)
+        saved["head_seconds"] = round(time.monotonic() - began, 1)
     if not random:
         saved["trained_parameters"] = trained
         print(f"{config.model}: {trained:,} of {every:,} parameters learn, block size "
@@ -338,9 +355,6 @@ def fit(
         runs.write_json(run / "config.json", about["config"] | {"environment": runs.environment()})
     batches = LabelBatches(splits["train"], config.batch_size, replay)
     val = splits["val"]
-    fitted = not classifier.early  # which asks for labels at places of another kind too
-    if fitted and not resume:
-        fit_head(classifier, splits["train"], val, machine)
     lengths = [len(val.sequences[i]) for i, _ in val.pairs]
     val_batches = LabelBatches(val, 1)
     groups = [val_batches.batch([val.pairs[i] for i in group]) for group in by_length(lengths)]
@@ -356,6 +370,7 @@ def fit(
         about=about, resume=resume, lr_shares=shares,
     )
     settle(classifier, run)
+    progress.seconds += saved.get("head_seconds", 0.0)
     return classifier.eval(), progress
 
 
@@ -419,7 +434,9 @@ def from_random(
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
         rate = settings.default_lr(optimizer, "all", width, usual_lr(splits["train"]))
         sizes = config.sizes | ({"dropout": DROPOUT} if "dropout" in config.sizes else {})
-        config = replace(config, optimizer=optimizer, lr=rate, sizes=sizes)
+        embedding_lr = usual_embedding_lr(splits["train"], optimizer)
+        config = replace(config, optimizer=optimizer, lr=rate, embedding_lr=embedding_lr,
+                         sizes=sizes)
         pretrained = replace(pretrained, config=replace(pretrained.config, sizes=sizes))
     return fit(pretrained, splits, config, run, about, machine, resume, random=True)
 

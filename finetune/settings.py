@@ -23,7 +23,7 @@ CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 def add_flags(
     parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: str,
-    dropout: str = "that of pretraining", average: str = "0",
+    dropout: str = "that of pretraining", average: str = "0", embedding_lr: str = "1",
 ) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
@@ -50,6 +50,8 @@ def add_flags(
     add(group, "block_size", f"{text}; where positions are learned it cannot change)")
     text = f"learning rate at its peak (default {muon} with muon, else by --tune and width)"
     add(group, "lr", text, float)
+    text = f"times that, of the embedding (default {embedding_lr})"
+    add(group, "embedding_lr", text, float)
     add(group, "warmup", "steps to the peak (default 100, at most a tenth of the steps)")
     text = "(default: that of pretraining; adamw for --tune=head and lora)"
     add(group, "optimizer", text, str, choices=list(OPTIMIZERS))

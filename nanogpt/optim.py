@@ -50,7 +50,7 @@ def make_optimizers(
         return [by_hand]
     assert kind in OPTIMIZERS
     shares = {name: (lr_shares or {}).get(name, 1.0)
-              * (embedding_lr if name.startswith("embedding.") else 1.0) for name in weights}
+              * (embedding_lr if "embedding" in name.split(".") else 1.0) for name in weights}
 
     def groups(names: list[str], decay: float) -> list[dict]:
         return [

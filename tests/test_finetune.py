@@ -1063,6 +1063,8 @@ def test_long_texts_are_read_as_a_whole():
     assert classify.usual_pool(texts) == "quarters"
     assert classify.early_of(parse([]), "quarters") == 0 < classify.early_of(parse([]), "last")
     assert classify.usual_lr(texts) < classify.LR
+    assert classify.usual_embedding_lr(texts, "muon") > 1 == classify.usual_embedding_lr(
+        texts, "adamw")
     texts.sequences[1].pop()
     assert classify.usual_pool(texts) == "last" and classify.usual_lr(texts) == classify.LR
 
