@@ -54,10 +54,10 @@ def make_run(path: Path, exactly: bool = False) -> Path:
     """
     if exactly:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ValueError(
-                f"{path} exists already and would be overwritten; choose another --out, or go on "
-                f"with it: --resume={path}."
-            )
+            more = f"or go on with it: --resume={path}" if present(path) else (
+                "or remove it: it has no checkpoint to go on from")
+            raise ValueError(f"{path} exists already and would be overwritten; choose another "
+                             f"--out, {more}.")
         path.mkdir(parents=True, exist_ok=True)
         return path
     number = 1

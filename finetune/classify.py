@@ -8,6 +8,7 @@ end of a text alone (--early=0) is fitted first, to what the network knows alrea
 Early stopping is on the validation loss; test is looked at once, beside the baselines.
 """
 
+import shutil
 import time
 from argparse import Namespace
 from contextlib import suppress
@@ -148,7 +149,7 @@ def new_run(args: Namespace) -> Path:
     settings.machine_of(config)  # this and the next lines say what is not to be had
     replay_of(pretrained, config, share)
     adapt(pretrained.build(), tuning, speaks_too(tuning, share), bool(ending(config.model)))
-    name = f"{path.parent.name if path.is_file() else path.resolve().name}-{task.name}"
+    name = f"{(path.parent if path.is_file() else path).resolve().name}-{task.name}"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     absolute = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test") if n in asked}
     about = about_of(pretrained, config, {
@@ -426,7 +427,13 @@ def from_random(
     run.mkdir(exist_ok=True)
     resume = None
     if (run / "last.pt").exists():
-        resume = runs.load_checkpoint(run / "last.pt")
+        try:
+            resume = runs.load_checkpoint(run / "last.pt")
+        except ValueError:
+            print(f"note: {run / 'last.pt'} is damaged, so this baseline begins anew.")
+            shutil.rmtree(run)
+            run.mkdir()
+    if resume:
         resume["progress"] = runs.mend(run, run / "last.pt", resume)
         if resume["config"]["steps"] != config.steps:
             resume["progress"]["since_best"] = 0  # new steps, new patience

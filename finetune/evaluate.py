@@ -5,6 +5,7 @@ follows instructions takes a JSONL of tales, or of prompts and responses (or mes
 the file that the run has learned from are counted.
 """
 
+import json
 from pathlib import Path
 
 import data
@@ -56,8 +57,7 @@ def main() -> None:
             raise ValueError(f"{cli.flag(name)} is for a run that {kind}, other than {args.run}.")
     folder = args.run if args.run.is_dir() else args.run.parent
     path = args.out or folder / f"evaluation-{args.test.stem}.json"
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} for --out.")
+    check_out(path)
     machine = choose(args.device)
     if sorts:
         result, lines, texts = score_labels(args, machine)
@@ -68,6 +68,25 @@ def main() -> None:
     print("\n".join(lines))
     runs.write_json(path, {"run": str(args.run), "test": str(args.test), **result})
     print(f"In {path}: all of it.")
+
+
+def check_out(path: Path) -> None:
+    """ValueError: what is at the path, or would be missing there."""
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for --out.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; --out is a file, such as {path / 'scores.json'}.")
+    if path.exists() and not is_scores(path):
+        raise ValueError(f"--out={path} exists and is no result of this command, so it is not "
+                         "overwritten; name another file.")
+
+
+def is_scores(path: Path) -> bool:
+    """Whether a file is what this command wrote."""
+    try:
+        return {"run", "test", "learned_from"} <= json.loads(path.read_text("utf-8")).keys()
+    except (ValueError, OSError, AttributeError):
+        return False
 
 
 def flattery(checkpoint: dict, texts: list[seen.Text], path: Path) -> tuple[dict, list[str]]:

@@ -126,7 +126,7 @@ def new_run(args: Namespace) -> Path:
     said += evaluate.notes_of_items(items, pretrained.tokenizer, config.block_size)
     for note in [*said, *([pretrained.note] if pretrained.note else [])]:
         print(f"note: {note}")
-    name = f"{path.parent.name if path.is_file() else path.resolve().name}-instruct"
+    name = f"{(path.parent if path.is_file() else path).resolve().name}-instruct"
     run = runs.make_run(args.out or Path("runs") / name, exactly=args.out is not None)
     files = {n: str(asked[n].expanduser().resolve()) for n in ("train", "test", "topics")
              if n in asked}

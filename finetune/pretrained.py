@@ -116,10 +116,12 @@ def load(
                       checkpoint.get("learned"))
 
 
-def place(model: LanguageModel, stage: str, machine: Machine) -> LanguageModel:
-    """The model where it computes, with the attention that is right there."""
+def place(
+    model: LanguageModel, stage: str, machine: Machine, asked: str = "auto"
+) -> LanguageModel:
+    """The model where it computes, with the attention that is asked for, or right there."""
     if stage in attention.STAGES:
-        attention.use(model, attention.choose("auto", machine))
+        attention.use(model, attention.choose(asked, machine))
     return model.to(machine.device)
 
 

@@ -18,6 +18,7 @@ from nanogpt.settings import Config
 
 from .adapt import TUNES, Tuning
 
+MOST_REPLAY = 0.9  # nine rows of pretraining text for one of what is learned
 CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 
 
@@ -39,7 +40,7 @@ def add_flags(
     add(group, "matrices", text, str, metavar="NAMES")
     text = "what a layer's learning rate is times that of the layer above (default 1)"
     add(group, "lr_decay", text, float)
-    text = "share of a batch that is pretraining text, against forgetting (default 0)"
+    text = "share of the loss that is of pretraining text, against forgetting (default 0)"
     add(group, "replay", text, float)
     text = "where the pretraining text is, if not where the run says"
     add(group, "replay_data", text, str, metavar="DATA")
@@ -105,8 +106,8 @@ def tuning_of(args: Namespace) -> Tuning:
 def replay_of(args: Namespace) -> float:
     """ValueError: a share that cannot be."""
     share = args.replay or 0.0
-    if not 0 <= share < 1:
-        raise ValueError(f"--replay must be at least 0 and below 1, not {share}.")
+    if not 0 <= share <= MOST_REPLAY:
+        raise ValueError(f"--replay must be at least 0 and at most {MOST_REPLAY}, not {share}.")
     return share
 
 

@@ -23,7 +23,7 @@ def classify(run: Path, args: argparse.Namespace) -> None:
     """
     classifier, tokenizer, saved = sorting.load_classifier(run)
     machine = choose(args.device, args.dtype)
-    place(classifier.model, saved["model"], machine)
+    place(classifier.model, saved["model"], machine, args.attention)
     classifier.to(machine.device)
     found, notes = sorting.assign(classifier, tokenizer, saved, args.classify, machine)
     for note in notes:
@@ -60,7 +60,10 @@ def chat(
         line = sys.stdin.readline()
         if not line or line.strip() in BYE:
             return
-        turn(talk, line.strip(), length)
+        try:
+            turn(talk, line.strip(), length)
+        except ValueError as error:  # of this line; the next may do better
+            sample.say(f"note: {error}")
 
 
 def turn(talk: Talk, text: str, length: int) -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import data
+from data.bpe import well_formed
 from data.cli import nearest
 from data.files import read_text
 from data.sets import fraction, split_by_hash
@@ -103,24 +104,28 @@ def from_files(train: Path, test: Path | None, text: str, label: str) -> Task:
     ValueError: a file that cannot be used, or labels in test that are not in train.
     """
     examples = read_examples(train, text, label)
-    splits = split_by_hash(examples, [example.text for example in examples], where=str(train))
+    texts = [example.text for example in examples]
+    splits = split_by_hash(examples, texts, where=str(train), item="text")
     if test:
         splits["train"] += splits["test"]
         splits["test"] = read_examples(test, text, label)
     known = {label for example in splits["train"] for label in example.labels}
-    moved = set()
-    for name in ("val", "test")[:1 if test else 2]:
+    moved, own = set(), ("val",) if test else ("val", "test")  # what test apart holds stays there
+    for name in own:
         for example in sorted(splits[name], key=lambda example: fraction(example.text)):
             if not known >= set(example.labels):
                 known |= set(example.labels)
                 moved.add(example.text)
-    for name in ("val", "test") if moved else ():
+    for name in own if moved else ():
         splits["train"] += [example for example in splits[name] if example.text in moved]
         splits[name] = [example for example in splits[name] if example.text not in moved]
     for name in ("val", "test"):
         if not splits[name]:
-            raise ValueError(f"{train} has {len(examples)} texts, too few for a {name} split; give "
-                             "more of them.")
+            why = f"{train} has {len(examples)} texts, too few for a {name} split"
+            if moved:
+                why += (f" beside those that training needs for its {len(known)} labels ({label!r} "
+                        "names them: is that the right column?)")
+            raise ValueError(f"{why}; give more of them.")
     if test:
         check_labels(sorted(known), splits["test"], str(test))
     return make(Path(train).stem, splits)
@@ -142,6 +147,9 @@ def read_examples(path: Path, text: str, label: str, parted: bool = False) -> li
             if not value:
                 raise ValueError(f"{where}: the {what} is empty; fill it in or leave the line out.")
         labels = tuple(filter(None, map(str.strip, named.split(",")))) if parted else (named,)
+        if not labels:
+            raise ValueError(f"{where}: the label is {named!r}, which names none; fill it in or "
+                             "leave the line out.")
         examples.append(Example(content, labels, where))
     return examples
 
@@ -162,7 +170,8 @@ def is_jsonl(path: Path) -> bool:
 
 def as_text(value) -> str:
     """A cell or a JSON value as text, without the blanks around it."""
-    return (value if isinstance(value, str) else "" if value is None else json.dumps(value)).strip()
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return well_formed(text).strip()
 
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
@@ -188,6 +197,9 @@ def from_jsonl(path: Path, content: str) -> list[tuple[str, dict]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: expected a JSON object on a line of its own, and it is no "
                              f"JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, say
+            said = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{where}: this JSON cannot be read ({said}).") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, and it is {line.strip()[:40]}.")
         rows.append((where, row))

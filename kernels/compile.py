@@ -38,12 +38,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import triton
 from torch import Tensor
 from tqdm import tqdm
-from triton.backends.compiler import GPUTarget
 
 from data import cli, runs
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    from . import unavailable
+
+    print(f"error: {unavailable(None)}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 from . import cross_entropy, norm, rotary
 from .attention import backward, forward  # kernels.attention itself is the function

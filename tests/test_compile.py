@@ -127,3 +127,10 @@ def test_bad_flags_are_refused(flags, sentence):
 def test_the_interpreter_is_refused():
     process = command(TRITON_INTERPRET="1")
     assert process.returncode == 2 and "TRITON_INTERPRET" in process.stderr
+
+
+def test_without_triton_the_command_says_so():
+    script = ("import runpy, sys; sys.modules['triton'] = None; sys.argv[1:] = ['--help']; "
+              "runpy.run_module('kernels.compile', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: Triton is not installed")

@@ -173,14 +173,17 @@ def test_accuracy_and_macro_f1_by_their_definitions():
     true, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
     matrix = measures.confusion(true, predicted, 4)
     assert matrix[0, 1] == 1 and matrix[2, 0] == 1 and matrix.sum() == 6
-    assert measures.accuracy(matrix) == pytest.approx(3 / 6)
     f1 = []
     for label in range(3):  # label 3 never occurs, so it does not count
         hits = np.sum((true == label) & (predicted == label))
         precision = hits / max(np.sum(predicted == label), 1)
         recall = hits / np.sum(true == label)
         f1.append(2 * precision * recall / max(precision + recall, 1e-9))
-    assert measures.macro_f1(matrix) == pytest.approx(np.mean(f1))
+    assert measures.macro_f1(true, predicted, 4) == pytest.approx(np.mean(f1))
+    judged = measures.judge(predicted, [(label,) for label in true], 4)
+    assert judged["accuracy"] == pytest.approx(3 / 6)
+    low, high = judged["macro_f1_interval"]
+    assert low < judged["macro_f1"] < high
 
 
 def test_any_of_several_labels_is_right():
@@ -296,6 +299,17 @@ def test_own_splits_keep_equal_texts_together_and_every_label_in_training(tmp_pa
     assert not texts["train"] & (texts["val"] | texts["test"]) and all(texts.values())
     assert sum(map(len, task.splits.values())) == 130
     assert {label for e in task.splits["train"] for label in e.labels} == {t for _, t in rows}
+
+
+def test_a_test_file_apart_stays_as_it_is(tmp_path):
+    path, apart = tmp_path / "a.csv", tmp_path / "b.csv"
+    rows = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(60))
+    rare = "".join(f"rare {n},label {n}\n" for n in range(30))  # some of which val would have
+    path.write_text("text,label\n" + rows + rare, "utf-8")
+    apart.write_text("text,label\n" + rare, "utf-8")
+    task = tasks.from_files(path, apart, "text", "label")
+    assert [e.text for e in task.splits["test"]] == [f"rare {n}" for n in range(30)]
+    assert sum(map(len, task.splits.values())) == 90 + 30
 
 
 # The classifier
@@ -1136,6 +1150,9 @@ def test_more_steps_are_new_patience_for_the_random_baseline_too(base, reviews, 
     model = sample.load_run(base)[0]
     unused = sum(p.numel() for p in model.head.parameters())  # of the language model
     assert row["trained_parameters"] == result["parameters"] - unused and row["steps"] == 8
+    path.write_bytes(b"damaged")  # the baseline then begins anew
+    classify.resume_run(parse([f"--resume={run}", "--steps=8"]))
+    assert runs.load_checkpoint(path)["progress"]["step"] > 0
 
 
 def test_a_replayed_text_is_found_from_another_folder(base, passage, reviews, tmp_path, no_plot,
@@ -1180,6 +1197,16 @@ def test_a_file_is_scored(sorter, reviews, command, tmp_path):
              for e in examples]
     assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
     assert f"{np.mean(right):.3f}" in said
+    again = [f"--run={sorter}", f"--test={reviews}"]
+    assert command(evaluate.main, *again, f"--out={out}")[0] == 0  # its own it may overwrite
+    kept = tmp_path / "mine.csv"
+    shutil.copy(reviews, kept)
+    for path, why in ((kept, "not overwritten"), (sorter / "best.pt", "not overwritten"),
+                      (sorter / "config.json", "not overwritten"), (tmp_path, "is a folder")):
+        before = path.read_bytes() if path.is_file() else b""
+        code, _, err = command(evaluate.main, *again, f"--out={path}")
+        assert code == 2 and why in err
+        assert not before or path.read_bytes() == before
 
 
 # What has been learned from
@@ -1307,6 +1334,12 @@ def test_talking_in_the_terminal(talker, command, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("where is the t\nand the cat\n\nnever\n"))
     code, out, err = command(sample.main, f"--run={talker}", "--chat", "--length=10")
     assert code == 0 and out.count("\n") >= 2, err
+
+
+def test_a_line_that_cannot_be_read_does_not_end_the_talk(talker, command, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("777\nand the cat\n\n"))
+    code, out, err = command(sample.main, f"--run={talker}", "--chat", "--length=10")
+    assert code == 0 and out.strip() and "note: " in err and err.count("> ") == 3
 
 
 def test_conversations_are_scored(talker, talks, command, tmp_path):
@@ -1517,6 +1550,9 @@ def test_gpt2_weights_sort_and_answer(tmp_path, monkeypatch, command, no_plot, r
     ('text,label\nfine,1\n"bad,2\n', "is no CSV"),
     ("text,label\nthe cat,1\nthe dog,1\nthe mat,1\nthe t,1\nthe c,1\n", "sorting needs two"),
     ("text,label\nthe cat,1\nthe dog,2\n", "too few"),
+    ("text,label\n" + "".join(f"the {n * 't'},{n}\n" for n in range(60)),
+     "'label' names them: is that the right column?"),
+    ("text,label\n" + 9 * "the cat,1\n", "only one distinct text"),
 ])
 def test_wrong_tables(content, said, base, tmp_path, refusal):
     path = tmp_path / "a.csv"
@@ -1526,6 +1562,8 @@ def test_wrong_tables(content, said, base, tmp_path, refusal):
 
 @pytest.mark.parametrize("line, said", [
     ("{", "line 2: expected a JSON object"),
+    ("[" * 100_000, "line 2: this JSON cannot be read (nested too deeply)"),
+    ('{"prompt": ' + "9" * 5000 + "}", "line 2: this JSON cannot be read (Exceeds the limit"),
     ("[1]", "line 2: expected a JSON object, and it is [1]"),
     ('{"prompt": "a"}', 'line 2: expected "prompt" and "response"'),
     ('{"prompt": "a", "response": " "}', 'line 2: expected "prompt" and "response"'),
@@ -1590,6 +1628,34 @@ def test_a_message_that_cannot_be_read_is_named(base, talker, talks, tmp_path, r
     ):
         assert f"{path}, line 41: " in said and "'777'" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_commas_alone(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\nSami,"Arabic, Finnish"\nAnn,","\n', "utf-8")
+    with pytest.raises(ValueError, match="line 3: the label is ',', which names none"):
+        tasks.read_examples(path, "text", "label", parted=True)
+
+
+def test_half_a_character_is_read_as_one_that_is_unknown(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a \\ud800", "label": "x"}\n', "utf-8")
+    assert tasks.read_examples(path, "text", "label") == [tasks.Example("a \ufffd", ("x",))]
+
+
+def test_what_the_network_cannot_make_numbers_of(base, reviews, tmp_path, refusal):
+    run = tmp_path / "run"
+    shutil.copytree(base, run)
+    for name in ("best.pt", "last.pt"):
+        checkpoint = runs.load_checkpoint(run / name)
+        checkpoint["model"]["embedding.weight"][END] = math.nan
+        runs.save_checkpoint(run / name, checkpoint)
+    said = refusal(classify.main, *flags_for(reviews, run, tmp_path / "out"), "--early=0")
+    assert "no finite numbers" in said
+    # and where nothing was saved, that there is nothing to go on from
+    (tmp_path / "out/config.json").write_text("{}", "utf-8")
+    said = refusal(classify.main, *flags_for(reviews, base, tmp_path / "out"))
+    assert "remove it" in said and "--resume" not in said
 
 
 def test_unknown_labels(sorter, base, reviews, tmp_path, refusal):
