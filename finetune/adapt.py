@@ -4,7 +4,8 @@ LoRA (Hu et al. 2021): a matrix W (out, in) stays as it is, and learns an additi
 
     W x + alpha / rank * B A x          A (rank, in) at random, B (out, rank) zero at first
 
-which `merge` adds to W in the end, so that the run is a plain one again. Layer-wise rates: the
+which `merge` adds to W in the end, so that the run is a plain one again. An embedding can have such
+an addition too: a few numbers a token, and what each of them means. Layer-wise rates: the
 lower a layer, the less it changes (Howard & Ruder 2018).
 """
 
@@ -27,8 +28,8 @@ EXTRA = len(data.SPECIALS)
 class Tuning:
     """tune: one of TUNES. last: so many layers of "last". rank, alpha, matrices: of "lora".
 
-    matrices: names of linear maps in the layers; none means all. lr_decay: what a layer's learning
-    rate is times that of the layer above it.
+    matrices: names of linear maps in the layers, or "embedding"; none means all in the layers.
+    lr_decay: what a layer's learning rate is times that of the layer above it.
     """
 
     tune: str = "all"
@@ -78,6 +79,34 @@ class LoRA(nn.Linear):
         added = self.scale * (self.lora_b.double() @ self.lora_a.double())
         linear.weight.copy_((self.weight.double() + added).to(self.weight.dtype))
         return linear
+
+
+class LoRAEmbedding(nn.Embedding):
+    """An embedding with an addition of low rank: tokens (...) -> (..., C)."""
+
+    def __init__(self, embedding: nn.Embedding, rank: int, alpha: float):
+        """embedding: whose weights this takes over, and does not train."""
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, device="meta")
+        self.weight = embedding.weight
+        self.scale = alpha / rank
+        like = dict(device=self.weight.device, dtype=self.weight.dtype)
+        # what is looked up is zero at first, so that every token finds its own way from there
+        self.lora_a = nn.Parameter(torch.zeros(self.num_embeddings, rank, **like))
+        self.lora_b = nn.Parameter(torch.empty(self.embedding_dim, rank, **like))
+        nn.init.normal_(self.lora_b)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        low = F.embedding(tokens, self.lora_a)
+        return super().forward(tokens) + self.scale * F.linear(low, self.lora_b)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Embedding:
+        """The same embedding without an addition."""
+        embedding = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        embedding.weight = self.weight
+        added = self.scale * (self.lora_a.double() @ self.lora_b.double().T)
+        embedding.weight.copy_((self.weight.double() + added).to(self.weight.dtype))
+        return embedding
 
 
 class SpecialRows(nn.Module):
@@ -132,6 +161,9 @@ def adapt(
         if isinstance(getattr(model, "norm", None), nn.Module):
             model.norm.requires_grad_(True)
     if tuning.tune == "lora":
+        if tied and speaks and "embedding" in tuning.matrices:
+            raise ValueError("this model's embedding is its head too, which an addition to the "
+                             "embedding alone would part from it; leave it out of --matrices.")
         add_lora(model, tuning)
     if not speaks:
         if special:
@@ -150,18 +182,22 @@ def adapt(
 
 
 def add_lora(model: LanguageModel, tuning: Tuning) -> None:
-    """Put LoRA into the linear maps of the layers that the tuning names, in place."""
+    """Put LoRA into what the tuning names, in place."""
     linear = {name: module for name, module in model.layers.named_modules()
               if isinstance(module, nn.Linear)}
     names = {name.split(".")[-1] for name in linear}
+    if isinstance(getattr(model, "embedding", None), nn.Embedding):
+        names.add("embedding")
     unknown = [name for name in tuning.matrices if name not in names]
-    if not linear or unknown:
+    if unknown or not (linear or tuning.matrices):
         has = ", ".join(sorted(names)) or "none"
-        raise ValueError(f"LoRA is for the matrices in the layers, of which this model has {has}"
-                         f"{', and not ' + unknown[0] if unknown else ''}.")
+        raise ValueError(f"LoRA is for the matrices in the layers and the embedding, of which this "
+                         f"model has {has}{', and not ' + unknown[0] if unknown else ''}.")
     for name, module in linear.items():
         if not tuning.matrices or name.split(".")[-1] in tuning.matrices:
             put(model.layers, name, LoRA(module, tuning.rank, tuning.alpha))
+    if "embedding" in tuning.matrices:
+        model.embedding = LoRAEmbedding(model.embedding, tuning.rank, tuning.alpha)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -175,7 +211,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 def merge(model: nn.Module) -> None:
     """Make plain weights of all that `adapt` added, in place: the same logits, the plain names."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LoRA):
+        if isinstance(module, (LoRA, LoRAEmbedding)):
             put(model, name, module.merged())
     added: set[Tensor] = set()  # of a tied head the rows are those of the embedding
     for name, module in list(model.named_modules()):

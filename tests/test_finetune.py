@@ -464,11 +464,14 @@ def test_batches_follow_from_seed_and_step():
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("stage, more", [
     ("gpt", {}), ("gpt", dict(tied=True, bias=True, norm="layer")), ("transformer", {}),
-    ("lstm", {}), ("mlp", {}), ("cnn", {}),
+    ("lstm", {}), ("mlp", {}), ("cnn", {}), ("gpt", dict(matrices=("up", "embedding"))),
+    ("rnn", dict(matrices=("embedding",))),
 ])
 def test_lora_begins_as_nothing_and_merges_to_the_same_logits(stage, more, dtype, near):
+    more = dict(more)
+    matrices = more.pop("matrices", ())
     model, plain = build(stage, **more).to(dtype), build(stage, **more).to(dtype)
-    adapt.adapt(model, Tuning("lora", rank=3, alpha=6.0))
+    adapt.adapt(model, Tuning("lora", rank=3, alpha=6.0, matrices=matrices))
     ids = tokens()
     ids[:, :3] = torch.tensor([END, USER, TURN])
     with torch.no_grad():
@@ -494,10 +497,13 @@ def test_lora_is_put_where_it_is_asked_for():
     width, (trained, every) = 16, adapt.count(model)
     assert trained == 2 * 2 * (width + 3 * width)
     assert every == sum(p.numel() for p in build("gpt").parameters()) + trained
-    with pytest.raises(ValueError, match="down, out, qkv, up, and not query"):
+    with pytest.raises(ValueError, match="down, embedding, out, qkv, up, and not query"):
         adapt.adapt(build("gpt"), Tuning("lora", matrices=("query",)))
-    with pytest.raises(ValueError, match="none"):
+    with pytest.raises(ValueError, match="has embedding"):
         adapt.adapt(build("bigram"), Tuning("lora"), speaks=False)
+    with pytest.raises(ValueError, match="is its head too"):
+        adapt.adapt(build("gpt", tied=True), Tuning("lora", matrices=("embedding",)))
+    adapt.adapt(build("gpt", tied=True), Tuning("lora", matrices=("embedding",)), speaks=False)
 
 
 @pytest.mark.parametrize("tuning, speaks, learns", [
@@ -1042,6 +1048,7 @@ def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
 @pytest.mark.parametrize("more", [
     ["--tune=head", "--pool=mean", "--early=0.5"], ["--tune=last"],
     ["--tune=lora", "--rank=2", "--matrices=qkv,up"],
+    ["--tune=lora", "--rank=2", "--matrices=embedding"],
     ["--lr-decay=0.5", "--replay=0.3", "--dropout=0.1", "--optimizer=muon"],
 ])
 def test_other_tunings(base, reviews, tmp_path, more, no_plot):
@@ -1053,7 +1060,9 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
     before = dict(sample.load_run(base)[0].named_parameters())
     changed = {name for name, p in classifier.model.named_parameters()
                if not torch.equal(p, before[name])}
-    if more[0].startswith("--tune"):  # then of the embedding special tokens alone
+    if "--matrices=embedding" in more:
+        assert changed == {"embedding.weight"}
+    elif more[0].startswith("--tune"):  # then of the embedding special tokens alone
         moved = classifier.model.embedding.weight - before["embedding.weight"]
         assert moved[TURN].any() and not moved[adapt.EXTRA:].any()
         changed.remove("embedding.weight")
@@ -1061,7 +1070,7 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
         assert not changed
     if "--tune=last" in more:
         assert changed and all(name.startswith(("layers.1", "norm")) for name in changed)
-    if "--tune=lora" in more:
+    if "--matrices=qkv,up" in more:
         assert changed == {f"layers.{i}.{m}.weight" for i in (0, 1)
                            for m in ("attention.qkv", "mlp.up")}
     if "--replay=0.3" in more:
