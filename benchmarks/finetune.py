@@ -40,7 +40,8 @@ NETWORKS = {  # and their flags; "random": the same network from random weights
     LORA: ["--tune=lora"],
 }
 LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
-    "transformer": ["--rank=2", "--lr=0.01"], "gpt": ["--rank=4", "--alpha=8"],
+    "transformer": ["--rank=2", "--lr=0.01"],
+    "gpt": ["--rank=4", "--alpha=8", "--matrices=embedding,qkv,out,up,down"],
 }
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
          "--batch-size=8", "--steps=400")
