@@ -65,9 +65,9 @@ from .resumed import (
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
 EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
 LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
-LONG = 64  # tokens of a text: from here on a batch has fewer of them, the head reads the means of
-LONG_POOL = "quarters"  # these, which is a say for all tokens, with nothing EARLY; and as a long
-LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # text tells much, fewer times and less do
+LONG = 64  # tokens of a text: from here on batches are smaller, and what follows is the default
+LONG_POOL = "quarters"  # and nothing EARLY, for in a mean all tokens have their say
+LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # a long text has much to be learned by heart
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
