@@ -68,6 +68,7 @@ LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do w
 LONG = 64  # tokens of a text: from here on batches are smaller, and what follows is the default
 LONG_POOL = "quarters"  # and nothing EARLY, for in a mean all tokens have their say
 LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # a long text has much to be learned by heart
+LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
@@ -104,7 +105,8 @@ def make_parser() -> cli.Parser:
     settings.add_flags(
         parser, steps, "16, of short texts 64", every, dropout=dropout,
         muon=f"{LR}, of long texts {LONG_LR}", average=f"0, of long texts {LONG_AVERAGE}",
-        embedding_lr=f"1, of long texts with muon {LONG_EMBEDDING_LR:.0f}")
+        embedding_lr=f"1, of long texts with muon {LONG_EMBEDDING_LR:.0f}",
+        patience=f"5, of long texts {LONG_PATIENCE}")
     return parser
 
 
@@ -180,7 +182,8 @@ def config_for(
     steps = min(MOST, max(100, times * -(-len(train.pairs) // max(rows, 1))))
     optimizer = settings.optimizer_of(pretrained.config, args)
     defaults = dict(steps=steps, batch_size=rows, average=LONG_AVERAGE if long else 0.0,
-                    embedding_lr=usual_embedding_lr(train, optimizer))
+                    embedding_lr=usual_embedding_lr(train, optimizer),
+                    patience=LONG_PATIENCE if long else 5)
     return settings.config_of(pretrained.config, args, defaults, usual_lr(train)), balance
 
 

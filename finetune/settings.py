@@ -25,6 +25,7 @@ CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 def add_flags(
     parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: str,
     dropout: str = "that of pretraining", average: str = "0", embedding_lr: str = "1",
+    patience: str = "5",
 ) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
@@ -63,7 +64,8 @@ def add_flags(
     add(group, "average", f"evaluate averaged weights; 0 is off (default {average})", float)
     add(group, "clip", "largest norm of the gradient, 0 is off (default 1)", float)
     add(group, "eval_every", f"steps between evaluations (default {evaluations})")
-    add(group, "patience", "evaluations without a better one before the end, 0: all (default 5)")
+    text = f"evaluations without a better one before the end, 0: all (default {patience})"
+    add(group, "patience", text)
     add(group, "seed", "of new weights, order of the data and dropout (default 0)")
     group = parser.add_argument_group("machine")
     text = f"{', '.join(DEVICES)} or such as cuda:1 (default auto)"
