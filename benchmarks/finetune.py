@@ -28,7 +28,17 @@ import numpy as np
 import data
 from benchmarks.ladder import ROOT, SCRIPT, timed
 from data import cli, runs
-from finetune import baselines, classify, labelled, measures, pretrained, resumed, settings, tasks
+from finetune import (
+    baselines,
+    classify,
+    labelled,
+    measures,
+    pretrained,
+    resumed,
+    settings,
+    tasks,
+    usual,
+)
 from finetune.adapt import count
 from nanogpt.machine import choose
 
@@ -100,14 +110,14 @@ def trained(
     tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
     fits = 32 if toy else classify.fitting(task, tokenizer)
     begun = pretrained.load(base, fits=fits, dropout=args.dropout,
-                            usual_dropout=classify.usual_dropout(args))
+                            usual_dropout=usual.dropout(args.tune))
     splits = classify.encode_splits(task, begun)
     config, balance = classify.config_for(begun, splits, args)
-    pool = classify.usual_pool(splits["train"])
+    pool = usual.pool(splits["train"])
     about = resumed.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
-        "early": classify.early_of(args, pool), "balance": balance, "pool": pool,
+        "early": usual.early(args.early, pool), "balance": balance, "pool": pool,
     })
     machine = choose("cpu")
     with tempfile.TemporaryDirectory() as folder:

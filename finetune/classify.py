@@ -25,7 +25,7 @@ from nanogpt.evaluate import mean_loss
 from nanogpt.machine import Machine
 from nanogpt.settings import Config, restore_config
 
-from . import baselines, measures, report, seen, settings, tasks
+from . import baselines, measures, report, seen, settings, tasks, usual
 from .adapt import Tuning, adapt, count, lr_shares
 from .labelled import (
     POOLS,
@@ -62,17 +62,6 @@ from .resumed import (
     stopped,
 )
 
-EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most, if the user says nothing
-EARLY, DROPOUT, LR = 0.5, 0.3, 0.005  # and these, the last of Muon; chosen on validation data
-LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
-LONG = 64  # tokens of a text: from here on batches are smaller, and what follows is the default
-LONG_POOL = "quarters"  # and nothing EARLY, for in a mean all tokens have their say
-LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # a long text has much to be learned by heart
-LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
-LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
-FITTED = 0.1  # share of the learning rate of a head that is fitted already
-
-
 # A run
 
 
@@ -90,23 +79,25 @@ def make_parser() -> cli.Parser:
     text = "a label counts with its number to the power -X (default 0.5 of skewed sets, else 0)"
     add(group, "balance", text, float)
     text = ("share of the loss that is of the label at the tokens before the last (default "
-            f"{EARLY}, where --pool has means 0); with 0 the head is fitted first, and then takes "
-            f"{FITTED} of the learning rate")
+            f"{usual.EARLY}, where --pool has means 0); with 0 the head is fitted first, and then "
+            f"takes {usual.FITTED} of the learning rate")
     add(group, "early", text, float)
     text = "compare with n-grams and with random first weights (default on)"
     add(group, "baselines", text, bool, switch=True)
-    steps = (f"{EPOCHS} times through the texts, of long ones {LONG_EPOCHS} times, from 100 to "
-             f"{MOST:,}")
+    steps = (f"{usual.EPOCHS} times through the texts, of long ones {usual.LONG_EPOCHS}, from 100 "
+             f"to {usual.MOST:,}")
     every = "a twentieth of the steps, at least 10"
     text = ("what the head reads: the last token's features, or beside these the mean of all, or "
-            f"of each quarter (default last, of texts of {LONG} tokens and more {LONG_POOL})")
+            f"of each quarter (default last, of texts of {usual.LONG} tokens and more "
+            f"{usual.LONG_POOL})")
     add(group, "pool", text, str, choices=list(POOLS))
-    dropout = f"{DROPOUT}, of --tune=head and lora {LITTLE}, where the stage has one"
+    dropout = f"{usual.DROPOUT}, of --tune=head and lora {usual.LITTLE}, where the stage has one"
     settings.add_flags(
         parser, steps, "16, of short texts 64", every, dropout=dropout,
-        muon=f"{LR}, of long texts {LONG_LR}", average=f"0, of long texts {LONG_AVERAGE}",
-        embedding_lr=f"1, of long texts with muon {LONG_EMBEDDING_LR:.0f}",
-        patience=f"5, of long texts {LONG_PATIENCE}")
+        muon=f"{usual.LR}, of long texts {usual.LONG_LR}",
+        average=f"0, of long texts {usual.LONG_AVERAGE}",
+        embedding_lr=f"1, of long texts with muon {usual.LONG_EMBEDDING_LR:.0f}",
+        patience=f"{usual.PATIENCE}, of long texts {usual.LONG_PATIENCE}")
     return parser
 
 
@@ -143,11 +134,11 @@ def new_run(args: Namespace) -> Path:
     path = asked["from"]
     tokenizer = data.tokenizer_from_dict(runs.load_checkpoint(path)["tokenizer"])
     pretrained = load(path, args.block_size, fitting(task, tokenizer), args.dropout,
-                      args.replay_data, usual_dropout=usual_dropout(args))
+                      args.replay_data, usual_dropout=usual.dropout(args.tune))
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
-    pool = args.pool or usual_pool(splits["train"])
-    early = early_of(args, pool)
+    pool = args.pool or usual.pool(splits["train"])
+    early = usual.early(args.early, pool)
     settings.machine_of(config)  # this and the next lines say what is not to be had
     replay_of(pretrained, config, share)
     adapt(pretrained.build(), tuning, speaks_too(tuning, share), bool(ending(config.model)))
@@ -176,51 +167,9 @@ def config_for(
     balance = default_balance(train.labels) if args.balance is None else args.balance
     if not 0 <= balance <= 1:
         raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
-    long = are_long(train)
-    rows = args.batch_size or (16 if long else 64)
-    times = LONG_EPOCHS if long else EPOCHS
-    steps = min(MOST, max(100, times * -(-len(train.pairs) // max(rows, 1))))
     optimizer = settings.optimizer_of(pretrained.config, args)
-    defaults = dict(steps=steps, batch_size=rows, average=LONG_AVERAGE if long else 0.0,
-                    embedding_lr=usual_embedding_lr(train, optimizer),
-                    patience=LONG_PATIENCE if long else 5)
-    return settings.config_of(pretrained.config, args, defaults, usual_lr(train)), balance
-
-
-def are_long(texts: Encoded) -> bool:
-    """Whether half of them are."""
-    lengths = sorted(map(len, texts.sequences))
-    return lengths[len(lengths) // 2] >= LONG
-
-
-def usual_pool(train: Encoded) -> str:
-    """Of who says nothing. What a short text is about, its last token can tell; of a long one it
-    knows little."""
-    return LONG_POOL if are_long(train) else "last"
-
-
-def usual_lr(train: Encoded) -> float:
-    """Of Muon, of who says nothing."""
-    return LONG_LR if are_long(train) else LR
-
-
-def usual_embedding_lr(train: Encoded, optimizer: str) -> float:
-    """Times the learning rate, of who says nothing."""
-    return LONG_EMBEDDING_LR if are_long(train) and optimizer == "muon" else 1.0
-
-
-def usual_dropout(args: Namespace) -> float:
-    """Of who says nothing."""
-    return LITTLE if args.tune in ("head", "lora") else DROPOUT
-
-
-def early_of(args: Namespace, pool: str) -> float:
-    """ValueError: a share that cannot be."""
-    usual = 0.0 if POOLS[pool] else EARLY
-    early = usual if args.early is None else args.early
-    if not 0 <= early < 1:
-        raise ValueError(f"--early must be at least 0 and below 1, not {early}.")
-    return early
+    defaults = usual.training(train, args.batch_size, optimizer)
+    return settings.config_of(pretrained.config, args, defaults, usual.lr(train)), balance
 
 
 def texts_of(task: tasks.Task, pretrained: Pretrained) -> dict[str, list[seen.Text]]:
@@ -368,7 +317,7 @@ def fit(
 
     shares = lr_shares(classifier, len(model.layers), tuning.lr_decay)
     if fitted:
-        shares |= {name: FITTED for name in ("head.weight", "head.bias")}
+        shares |= {name: usual.FITTED for name in ("head.weight", "head.bias")}
     progress = train.train(
         classifier, batches, classifier.loss, config, evaluate=evaluate, machine=machine, run=run,
         about=about, resume=resume, lr_shares=shares,
@@ -442,9 +391,9 @@ def from_random(
             resume["progress"]["since_best"] = 0  # new steps, new patience
     if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
-        rate = settings.default_lr(optimizer, "all", width, usual_lr(splits["train"]))
-        sizes = config.sizes | ({"dropout": DROPOUT} if "dropout" in config.sizes else {})
-        embedding_lr = usual_embedding_lr(splits["train"], optimizer)
+        rate = settings.default_lr(optimizer, "all", width, usual.lr(splits["train"]))
+        sizes = config.sizes | ({"dropout": usual.DROPOUT} if "dropout" in config.sizes else {})
+        embedding_lr = usual.embedding_lr(splits["train"], optimizer)
         config = replace(config, optimizer=optimizer, lr=rate, embedding_lr=embedding_lr,
                          sizes=sizes)
         pretrained = replace(pretrained, config=replace(pretrained.config, sizes=sizes))

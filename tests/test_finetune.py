@@ -44,6 +44,7 @@ from finetune import (
     sorting,
     strings,
     tasks,
+    usual,
 )
 from finetune import judge as judging
 from finetune.adapt import Tuning
@@ -1080,22 +1081,21 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
 
 
 def test_long_texts_are_read_as_a_whole():
-    lengths = [classify.LONG - 1, classify.LONG, classify.LONG + 9]
+    lengths = [usual.LONG - 1, usual.LONG, usual.LONG + 9]
     texts = labelled.Encoded([[END] * n for n in lengths], [(0,)] * 3)
-    parse = classify.make_parser().parse_args
-    assert classify.usual_pool(texts) == "quarters"
-    assert classify.early_of(parse([]), "quarters") == 0 < classify.early_of(parse([]), "last")
-    assert classify.usual_lr(texts) < classify.LR
-    assert classify.usual_embedding_lr(texts, "muon") > 1 == classify.usual_embedding_lr(
-        texts, "adamw")
+    assert usual.pool(texts) == "quarters" and usual.lr(texts) < usual.LR
+    assert usual.early(None, "quarters") == 0 < usual.early(None, "last")
+    assert usual.embedding_lr(texts, "muon") > 1 == usual.embedding_lr(texts, "adamw")
+    long = usual.training(texts, None, "muon")
     texts.sequences[1].pop()
-    assert classify.usual_pool(texts) == "last" and classify.usual_lr(texts) == classify.LR
+    assert usual.pool(texts) == "last" and usual.lr(texts) == usual.LR
+    short = usual.training(texts, None, "muon")
+    assert short["batch_size"] > long["batch_size"] and short["patience"] < long["patience"]
 
 
 def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, monkeypatch):
-    parse = classify.make_parser().parse_args
-    usual = [classify.usual_dropout(parse([f"--tune={tune}"])) for tune in adapt.TUNES]
-    begun = pretrained.load(base, usual_dropout=usual[-1])
+    shares = [usual.dropout(tune) for tune in adapt.TUNES]
+    begun = pretrained.load(base, usual_dropout=shares[-1])
     given = []
     monkeypatch.setattr(classify, "fit", lambda begun, *_, **__: given.append(begun))
     about = {"config": {"finetune": {"tuning": {"tune": "lora"}}}}
@@ -1103,8 +1103,8 @@ def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, mon
     classify.from_random(begun, texts, begun.config, tmp_path / "random", about,
                          Machine("cpu", "float32", False))
     dropout = [each.config.sizes["dropout"] for each in (begun, *given)]
-    assert dropout == [classify.LITTLE, classify.DROPOUT]
-    assert usual == [classify.DROPOUT, classify.LITTLE, classify.DROPOUT, classify.LITTLE]
+    assert dropout == [usual.LITTLE, usual.DROPOUT]
+    assert shares == [usual.DROPOUT, usual.LITTLE, usual.DROPOUT, usual.LITTLE]
 
 
 @pytest.mark.parametrize("more", [[], ["--tune=lora", "--pool=quarters", "--average=0.9"]])
