@@ -10,8 +10,8 @@ bootstrap interval; a network's right answers are averaged over the seeds first.
 has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
 goes beside full finetuning on names and lessons. Each fold has seeds of its own, so that one
 seed a fold is several over all tales. Rows of tasks that are not asked for stay in the results.
---bases: a folder where pretrained runs stay, and what each network got right, for the next command
-of the same code: it goes on where this one was stopped.
+--bases: a folder where pretrained runs stay, and what each network got right, for the next command:
+it goes on where this one was stopped. What another version of the code got right does not count.
 --toy: everything, as small as can be, to see that it runs.
 """
 
@@ -74,6 +74,14 @@ def pretrain(flags: tuple[str, ...], source: str, bases: Path, toy: bool) -> Pat
     return run
 
 
+def code() -> str:
+    """What tells whether the code that trains and judges is still the same."""
+    parts = ("train.py", "data/*.py", "makemore/*.py", "nanogpt/*.py", "finetune/*.py")
+    files = sorted(path for part in parts for path in ROOT.glob(part))
+    return runs.fingerprint({str(path.relative_to(ROOT)): path.read_text("utf-8")
+                             for path in files})
+
+
 def fold_folder(splits: dict, folder: Path) -> Path:
     """The texts of a fold as a folder that train.py splits in the same way."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +100,7 @@ def network(
     flags = [*NETWORKS[name], *(TOY if toy else ()), f"--seed={seed}", "--device=cpu"]
     flags += LORA_FLAGS[checkpoint["config"]["model"]] if name == LORA else []
     what = {"base": base.name, "task": [task.name, classify.fingerprint(task)],
-            "network": [name, *flags]}
+            "network": [name, *flags], "code": code()}
     known = base.parent / f"right-{runs.fingerprint(what)[:12]}.json"
     if known.exists():
         found = json.loads(known.read_text("utf-8"))

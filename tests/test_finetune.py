@@ -1430,6 +1430,22 @@ def test_bases_that_are_there_are_not_trained_again(tmp_path, monkeypatch):
     assert commands == [f"--out={again[0]}", f"--resume={again[0]}", f"--out={again[3]}"]
 
 
+def test_what_another_version_of_the_code_got_right_does_not_count(base, tmp_path, monkeypatch):
+    run = tmp_path / "base"
+    shutil.copytree(base, run)
+    task = tasks.make("cats", {s: [tasks.Example("the cat", ("a",)), tasks.Example("a dog", ("b",))]
+                               for s in ("train", "val", "test")})
+    right = iter([[True, False], [True, True]])
+    monkeypatch.setattr(benchmark, "trained", lambda *_: (np.array(next(right)), {"seconds": 1.0}))
+
+    def found():
+        return benchmark.network(run, task, "finetuned", 0, True)[0].tolist()
+
+    assert found() == found() == [True, False]
+    monkeypatch.setattr(benchmark, "code", lambda: "another")
+    assert found() == [True, True]
+
+
 def test_few_labels_are_few_to_validate_on_too():
     part = {s: [tasks.Example(f"{s} {n}", ("ab"[n % 2],)) for n in range(200)]
             for s in ("train", "val", "test")}
