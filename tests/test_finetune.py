@@ -558,6 +558,17 @@ def test_layer_wise_rates():
                    for name, group in of.items())
 
 
+def test_the_embedding_of_a_classifier_has_its_own_rate():
+    classifier = labelled.Classifier(build("gpt"), 3)
+    optimizers = make_optimizers(classifier, "muon", 0.1, embedding_lr=10.0,
+                                 lr_shares={"head.weight": 0.5})
+    shares = {id(p): group["lr_share"] for optimizer in optimizers
+              for group in optimizer.param_groups for p in group["params"]}
+    named = {name: shares[id(p)] for name, p in classifier.named_parameters()}
+    assert named.pop("model.embedding.weight") == 10 and named.pop("head.weight") == 0.5
+    assert set(named.values()) == {1.0}
+
+
 def test_training_takes_these_rates(base, reviews, tmp_path, no_plot):
     args = classify.make_parser().parse_args([
         *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=3", "--no-baselines",
