@@ -47,6 +47,7 @@ from nanogpt.settings import Config, make_parser, read_config, restore_config, s
 
 ALONE = Processes()
 SAVE_SECONDS = 60  # a crash costs at most this much of a run
+BEGIN = 16384  # targets of a text that are judged before the first step
 
 
 @dataclass
@@ -90,6 +91,7 @@ def train(
     config: Config,
     *,
     evaluate: Callable[[], float],
+    begin: Callable[[], float] | None = None,
     machine: Machine,
     mfu: float = 0.0,
     processes: Processes = ALONE,
@@ -101,7 +103,8 @@ def train(
     """Train the model in place until config.steps, or until patience runs out.
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
-    nats, a scalar. evaluate(): the validation loss. mfu: the model's FLOP utilisation at one token
+    nats, a scalar. evaluate(): the validation loss. begin(): that of step 0, where a part of the
+    validation split will do. mfu: the model's FLOP utilisation at one token
     a second, or 0 if that is unknown. about: plain values that go into every checkpoint. resume: a
     checkpoint to go on from. lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt
     and best.pt.
@@ -141,7 +144,7 @@ def train(
         for name in names if processes.first else ():
             runs.save_checkpoint(run / name, about | state)
 
-    def validate() -> None:
+    def validate(evaluate: Callable[[], float]) -> None:
         model.eval()
         with average.in_place():
             val_loss = evaluate()
@@ -181,7 +184,7 @@ def train(
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden, leave=False)
     with bar, cli.Interrupts() as interrupts:
         if not resume:
-            validate()
+            validate(begin if begin and config.steps else evaluate)
         model.train()
         ahead = None
         while progress.step < config.steps and not out_of_patience(progress, config):
@@ -232,7 +235,7 @@ def train(
                 f", {progress.tokens_per_second * mfu:.0%} MFU" if mfu else "")
             bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
-                validate()
+                validate(evaluate)
                 saved = time.monotonic()
             elif asked or late:
                 save("last.pt")
@@ -418,14 +421,18 @@ def carry_out(
         attention.use(model, attention.choose(config.attention, machine))
     processes = replace(processes, shard=config.shard and processes.world > 1)
     shard(model, processes)
-    groups = data.evaluation_batches(dataset, tokenizer, "val", config.block_size)
+    groups, few = (data.evaluation_batches(dataset, tokenizer, "val", config.block_size, most=n)
+                   for n in (None, BEGIN))
 
     def evaluate() -> float:
         return mean_loss(model, groups, machine, processes)[0]
 
+    def begin() -> float:
+        return mean_loss(model, few, machine, processes)[0]
+
     try:
         progress = train(
-            model, batches, model.loss, config, evaluate=evaluate, machine=machine,
+            model, batches, model.loss, config, evaluate=evaluate, begin=begin, machine=machine,
             mfu=expected.mfu, processes=processes, run=run, about=about, resume=checkpoint,
         )
         finish(model, tokenizer, dataset, config, run, machine, processes, progress, expected)

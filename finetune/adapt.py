@@ -238,7 +238,7 @@ def lr_shares(model: nn.Module, layers: int, decay: float) -> dict[str, float]:
         number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
         if number:
             shares[name] = decay ** (layers - int(number[1]))
-        elif re.search(r"(?:^|\.)(embedding|positions)\.", name):
+        elif re.search(r"(?:^|\.)(embedding|conv|positions)\.", name):
             shares[name] = decay ** (layers + 1)
     return {} if decay == 1 else shares
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from data import runs
 from data.cli import flag
 
+from . import sizes as sizes_of
 from .settings import Config, read_config, restore_config
 
 PATH = Path(__file__).with_name("expected.json")
@@ -59,7 +60,9 @@ def nearest(settings: dict, recipes: list[dict]) -> dict:
 def differences(settings: dict, recipe: dict) -> list[str]:
     """What two settings differ in: --lr (0.02, there 0.01)."""
     pairs = [(name, settings[name], recipe.get(name)) for name in settings if name != "sizes"]
-    sizes = settings["sizes"], recipe["sizes"]
+    # what a run from before did not know, it had as it is by default
+    usual = sizes_of(settings["model"], settings["backend"])
+    sizes = [usual | each["sizes"] for each in (settings, recipe)]
     pairs += [(name, *(each.get(name) for each in sizes)) for name in sorted(set().union(*sizes))]
     return [f"{flag(name)} ({mine}, there {theirs})" for name, mine, theirs in pairs
             if mine != theirs]

@@ -17,8 +17,10 @@ def finish(
     processes.wait()
     load_weights(model, sample.weights_of(runs.load_checkpoint(run / "best.pt")))
     model.eval()
+    # at step 0 a part of a text was judged
+    known = progress.best_loss if progress.best_step or not config.steps else None
     measured = evaluate_splits(model, tokenizer, dataset, config.block_size, machine, processes,
-                               progress.best_loss)
+                               known)
     result = {
         "model": config.model,
         "data": dataset.name,

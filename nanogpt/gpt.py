@@ -9,8 +9,9 @@ Two forms of one network, and every piece between them can be turned by itself:
              2020), squared ReLUs (So et al. 2021), no biases, projections that begin at zero,
              capped logits (Gemma 2, 2024).
 
-To the Transformer of the ladder (makemore/transformer.py) it adds these choices, keys and values
-shared by groups of heads, fused attention, and a loss that need not hold all logits.
+To the Transformer of the ladder (makemore/transformer.py) it adds these choices, a short
+convolution of the embeddings (`conv`, in neither form), keys and values shared by groups of heads,
+fused attention, and a loss that need not hold all logits.
 """
 
 from dataclasses import dataclass, replace
@@ -31,11 +32,11 @@ from .lean import RMSNorm, rms_norm, squared_relu
 ARCHS = {
     "modern": dict(
         position="rotary", norm="rms", mlp="relu2", qk_norm=True, tied=False, bias=False,
-        score_cap=0.0, logit_cap=15.0, zero_init=True,
+        score_cap=0.0, logit_cap=15.0, zero_init=True, conv=0,
     ),
     "gpt2": dict(
         position="learned", norm="layer", mlp="gelu", qk_norm=False, tied=True, bias=True,
-        score_cap=0.0, logit_cap=0.0, zero_init=False,
+        score_cap=0.0, logit_cap=0.0, zero_init=False, conv=0,
     ),
 }
 SIZES = {
@@ -51,6 +52,7 @@ CHOICES = {
     "norm": ("rms", "layer"),
     "mlp": ("relu2", "gelu", "gelu-exact", "swiglu"),
 }
+FADING = 0.7  # by age: the deviation of a convolution's first weights
 CHUNK = 2**25  # logits that `loss` holds at a time: 128 MiB of float32
 
 
@@ -68,6 +70,30 @@ class View:
     attend: Attend | None
     slot: Tensor | None = None
     filled: int = 0
+
+
+class ShortConv(nn.Module):
+    """Adds the embeddings of the few tokens before: (B, T, C) -> (B, T, C).
+
+        y[t] = x[t] + g[1] x[t-1] + ... + g[k-1] x[t-k+1]      each g[.] a gain for each feature
+
+    So et al. (2021) have such a convolution in every layer, of queries, keys and values. The gains
+    begin at random, the older the smaller, so that every age leaves a pattern of its own; what a
+    layer of attention would first have to find, the token before, is there from the first step.
+    """
+
+    def __init__(self, ages: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(ages, width))
+
+    def forward(self, x: Tensor, before: Tensor | None, positions: Tensor) -> Tensor:
+        """before (B, ages, C): of the tokens before these, whatever is not of the same document."""
+        ages, T = len(self.weight), x.shape[1]
+        seen = F.pad(x, (0, 0, ages, 0)) if before is None else torch.cat([before, x], 1)
+        for age, gain in enumerate(self.weight, 1):
+            known = (positions >= age)[..., None]  # (B, T, 1)
+            x = x + gain * known * seen[:, ages - age:ages - age + T]
+        return x
 
 
 class Attention(nn.Module):
@@ -150,21 +176,25 @@ class GPT(LanguageModel):
     def __init__(
         self, vocab_size, block_size, layers=4, heads=4, width=128, kv_heads=0, window=0,
         position="rotary", norm="rms", mlp="relu2", qk_norm=True, tied=False, bias=False,
-        score_cap=0.0, logit_cap=15.0, zero_init=True, dropout=0.0,
+        score_cap=0.0, logit_cap=15.0, zero_init=True, conv=0, dropout=0.0,
     ):
         """kv_heads 0: as many as heads. window 0: the whole block. A cap of 0 is none.
+        conv: how many tokens the convolution of the embeddings adds up; 0 is none.
 
         ValueError: sizes that do not go together.
         """
         super().__init__(vocab_size, block_size, width)
         kv_heads = kv_heads or heads
         check(width, heads, kv_heads, position=position, norm=norm, mlp=mlp)
+        if conv > min(window or block_size, block_size):
+            raise ValueError(f"a convolution of {conv} tokens is longer than the block or window.")
         self.position, self.score_cap, self.logit_cap = position, score_cap, logit_cap
         # how it is computed, not what
         self.attention, self.fused_loss, self.checkpointing = "sdpa", False, False
         self.limit = block_size if position == "learned" else None
         self.reach = min(window or block_size, block_size)  # a position sees this many, and itself
         self.drop = Dropout(dropout)
+        self.conv = ShortConv(conv - 1, width) if conv > 1 else None
         if position == "learned":
             self.positions = nn.Embedding(block_size, width)
         if position != "learned":
@@ -196,6 +226,10 @@ class GPT(LanguageModel):
                 nn.init.zeros_(p)
             elif p.ndim == 1:
                 continue  # norms begin at 1
+            elif name == "conv.weight":
+                ages = torch.arange(1, len(p) + 1)[:, None]
+                with torch.no_grad():
+                    p.normal_().mul_(FADING**ages)
             elif name == "positions.weight":
                 nn.init.normal_(p, std=0.01)
             else:
@@ -206,6 +240,9 @@ class GPT(LanguageModel):
         positions = document_positions(tokens, state, segments)
         memories = [None] * len(self.layers) if state is None else state.memories
         x = self.embedding(tokens)
+        if self.conv:
+            before = None if state is None else self.embedding(self.last(state))
+            x = self.conv(x, before, positions)
         if self.position == "learned":
             x = x + self.positions(positions)
         elif self.position == "sinusoidal":
@@ -221,12 +258,14 @@ class GPT(LanguageModel):
             seen = (positions, past, self.reach, begins, self.score_cap)
             view = self.view(positions, attention_of(self.attention, *seen))
         after = []
-        for layer, memory in zip(self.layers, memories, strict=True):
+        for layer, memory in zip(self.layers, memories[:len(self.layers)], strict=True):
             if self.checkpointing and self.training:
                 x, memory = checkpoint(layer, x, view, memory, use_reentrant=False)
             else:
                 x, memory = layer(x, view, memory)
             after.append(memory)
+        if self.conv:
+            after.append(self.remember(tokens, state, view.slot))
         position = positions[:, -1] + 1
         if segments is not None:
             segment = segments[:, -1]
@@ -235,6 +274,24 @@ class GPT(LanguageModel):
         if cached:
             return self.norm(x), replace(state, position=position, used=state.used + 1)
         return self.norm(x), State(position, segment, after)
+
+    def last(self, state: State) -> Tensor:
+        """The tokens that the convolution needs of those before, (B, ages); any where none were."""
+        seen, ages = state.memories[-1][0].flatten(1), len(self.conv.weight)  # (B, S)
+        if isinstance(state, Cache):
+            places = torch.arange(-ages, 0, device=seen.device) + state.used
+            return seen.index_select(1, places % state.room)
+        return F.pad(seen, (ages, 0))[:, seen.shape[1]:]
+
+    def remember(self, tokens, state: State | None, slot: Tensor | None) -> tuple[Tensor]:
+        """The tokens (B, T) among those that the convolution may need: a memory as the layers have
+        them, (B, 1, S, 1)."""
+        tokens = tokens[:, None, :, None]
+        if slot is not None:
+            return (state.memories[-1][0].index_copy_(2, slot, tokens),)
+        if state is not None:
+            tokens = torch.cat([state.memories[-1][0], tokens], 2)
+        return (tokens[:, :, max(0, tokens.shape[2] - self.reach + 1):],)
 
     def view(self, positions, attend) -> View:
         """What attention needs of positions (B, T)."""

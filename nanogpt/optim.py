@@ -24,9 +24,9 @@ def make_optimizers(
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
     hold for them. Weight decay is for matrices alone. Both take the same learning rate, the
-    embedding (and a head tied to it) embedding_lr times as much. A model in NumPy gets the
-    optimizers of makemore/without_torch, and may have any kind of these. lr_shares: parameters, by
-    name, that take another share of the learning rate than 1; it stands in their group as
+    embedding (with its convolution, and a head tied to it) embedding_lr times as much. A model in
+    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these. lr_shares:
+    parameters, by name, that take another share of the rate than 1; it stands in their group as
     "lr_share". products: of Muon, the dtype of its products, if not that of the weights.
     """
     decayed, muon, rest = [], [], []
@@ -50,7 +50,8 @@ def make_optimizers(
         return [by_hand]
     assert kind in OPTIMIZERS
     shares = {name: (lr_shares or {}).get(name, 1.0)
-              * (embedding_lr if "embedding" in name.split(".") else 1.0) for name in weights}
+              * (embedding_lr if {"embedding", "conv"} & {*name.split(".")} else 1.0)
+              for name in weights}
 
     def groups(names: list[str], decay: float) -> list[dict]:
         return [

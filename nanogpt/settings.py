@@ -150,6 +150,9 @@ def make_parser() -> cli.Parser:
     add(group, "mlp", "what each position computes by itself", str, choices=CHOICES["mlp"])
     text = "heads of keys and values, each for a group of heads; 0: as many as heads (default 0)"
     add(group, "kv_heads", text)
+    text = ("tokens that a short convolution adds up into an embedding, the current one included, "
+            "0: none (default 0)")
+    add(group, "conv", text)
     add(group, "window", "tokens that attention looks back, 0: the block size (default 0)")
     add(group, "score_cap", "scores become c tanh(score / c); 0 is off", float)
     add(group, "logit_cap", "the same for logits", float)

@@ -63,7 +63,9 @@ CAN_DO = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-NEEDED = ("position", "norm", "mlp", "qk_norm", "tied", "score_cap", "logit_cap")  # as in GPT-2
+NEEDED = (  # as in GPT-2
+    "position", "norm", "mlp", "qk_norm", "tied", "score_cap", "logit_cap", "conv",
+)
 UNTRAINED = dict(  # Progress in train.py before the first step
     step=0, tokens=0, seconds=0.0, training_seconds=0.0, val_loss=math.inf, best_loss=math.inf,
     best_step=0, since_best=0, loss_sum=0.0, loss_steps=0,

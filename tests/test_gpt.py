@@ -29,7 +29,7 @@ from nanogpt.attention import attention_of
 from nanogpt.cache import Cache
 from nanogpt.dropout import Dropout
 from nanogpt.evaluate import mean_loss
-from nanogpt.gpt import ARCHS, CHOICES, SIZES
+from nanogpt.gpt import ARCHS, CHOICES, SIZES, ShortConv
 from nanogpt.machine import Machine, choose
 from nanogpt.optim import MOMENTUM, make_optimizers
 from nanogpt.recipes import RECIPES
@@ -54,6 +54,8 @@ PIECES = {
     "score_cap": dict(score_cap=2.0),
     "no logit_cap": dict(logit_cap=0.0),
     "no zero_init": dict(zero_init=False),
+    "conv": dict(conv=4),
+    "conv and window": dict(conv=3, window=3, position="learned"),
     "several": dict(kv_heads=2, window=3, score_cap=2.0, bias=True, tied=True, mlp="swiglu"),
 }
 CLOCKS = {"seconds", "training_seconds", "tokens_per_second", "mfu", "memory", "memory_expected"}
@@ -114,6 +116,7 @@ def test_a_position_knows_what_came_before_and_nothing_later(piece, layers):
         if (others - logits)[0, -1].abs().max() > 1e-9:
             known.add(age)
     reach = 1 + layers * (PIECES[piece].get("window", BLOCK) - 1)
+    reach += max(0, PIECES[piece].get("conv", 0) - 1)  # which the furthest of them knows
     assert known == set(range(min(reach, tokens.shape[1])))
 
 
@@ -524,6 +527,17 @@ def test_mlps_are_the_plain_ones(kind):
     assert count == pytest.approx(8 * 96 * 96, rel=0.01)
 
 
+@torch.no_grad()
+def test_the_convolution_of_the_embeddings_is_the_plain_one():
+    conv, x = ShortConv(3, 16), noise(2, 5, 16)
+    torch.nn.init.normal_(conv.weight)
+    kernel = torch.cat([conv.weight.flip(0), torch.ones(1, 16)]).double().T[:, None]  # (C, 1, 4)
+    padded = torch.nn.functional.pad(x.transpose(1, 2), (3, 0))
+    plain = torch.conv1d(padded, kernel, groups=16).transpose(1, 2)
+    same(conv.double()(x, None, torch.arange(5).expand(2, 5)), plain)
+    assert build("conv").conv.weight.shape == (3, 16) and build("modern").conv is None
+
+
 def test_logits_are_capped():
     model, x = make("modern", logit_cap=0.5), 5 * noise(2, 3, 16)
     logits = x @ model.head.weight.T
@@ -867,6 +881,20 @@ def test_a_whole_run_and_one_resumed_ends_like_never_stopped(
     assert runs.load_checkpoint(Path("once/last.pt"))["progress"]["step"] == 5
     start("--resume=once")
     assert ended("once") == ended("never")
+
+
+def test_before_the_first_step_a_part_of_a_text_is_judged(flags_on, start, monkeypatch):
+    parts = {}
+    for most in (8, 10**9):
+        monkeypatch.setattr(train, "BEGIN", most)
+        start(*flags_on("text", "--steps=1", "--lr=9", "--clip=0"), f"--out=run-{most}")
+        folder = Path(f"run-{most}")
+        parts[most] = [line["val_loss"] for line in runs.read_metrics(folder)]
+    assert parts[8][0] != parts[10**9][0] < parts[8][1] == parts[10**9][1]
+    # where it stays the best, all of the split is judged in the end
+    results = [json.loads(Path(f"run-{most}/result.json").read_text("utf-8")) for most in parts]
+    assert results[0]["best_step"] == results[1]["best_step"] == 0
+    assert results[0]["val_loss"] == results[1]["val_loss"] == parts[10**9][0]
 
 
 def test_the_settings_of_the_optimizers_reach_them(flags_on, start):

@@ -331,6 +331,8 @@ PIECES = {
     "kv_heads": dict(kv_heads=2, logit_cap=0.0),
     "window": dict(window=3, logit_cap=0.0),
     "score_cap": dict(score_cap=2.0, logit_cap=0.0),
+    "conv": dict(conv=4, logit_cap=0.0),
+    "conv and window": dict(conv=3, window=3, logit_cap=0.0),
     "several": dict(ARCHS["gpt2"], window=5, kv_heads=1, score_cap=2.0),
 }
 PROMPTS = [[0], [0, 5, 6, 7], [9, 8], [4 + i % 9 for i in range(BLOCK)],
