@@ -230,8 +230,8 @@ def _read(path: Path) -> dict | None:
     return checkpoint if isinstance(checkpoint, dict) and "format" in checkpoint else None
 
 
-def plot(run: Path) -> None:
-    """Draw metrics.jsonl, if there is an evaluation in it, as loss.png."""
+def plot(run: Path, per: str = "token") -> None:
+    """Draw metrics.jsonl, if there is an evaluation in it, as loss.png. per: what has a loss."""
     lines = read_metrics(run)
     if not lines:
         return
@@ -246,7 +246,7 @@ def plot(run: Path) -> None:
     axes.plot(best["step"], best["val_loss"], "o", color="C1")
     label, place = f"{best['val_loss']:.4f}", (best["step"], best["val_loss"])
     axes.annotate(label, place, (0, 8), textcoords="offset points", ha="right")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel=f"loss (nats per {per})")
     axes.set_title(run.name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()

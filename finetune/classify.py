@@ -242,7 +242,7 @@ def carry_out(
         rows, found = compare(classifier, pretrained, task, splits, config, run, about, machine)
     except (train.Stopped, train.Diverged, KeyboardInterrupt) as error:
         with suppress(OSError):
-            runs.plot(run)
+            runs.plot(run, per="text")
         raise stopped(error, run, "classify") from None
     result = {
         "kind": "classify", "task": task.name, "from": str(pretrained.path),
@@ -267,7 +267,7 @@ def carry_out(
     runs.write(run / "confusion.csv", report.as_csv(matrix, task.labels))
     runs.write(run / "samples.txt", report.samples(task, found))
     report.plot_confusion(matrix, task, run)
-    runs.plot(run)
+    runs.plot(run, per="text")
     print(f"\n{said}\n\nIn {run}: result.json, report.txt, confusion.png and .csv, samples.txt, "
           f"loss.png. Try it: python sample.py --run={run} --classify TEXT")
 

@@ -15,6 +15,7 @@ from .machine import Machine
 from .processes import Processes
 
 ALONE = Processes()
+LEARNED = 65536  # targets of the training split that are judged, of a text
 
 
 def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:
@@ -58,13 +59,15 @@ def evaluate_splits(
 ) -> dict[str, float | None]:
     """train_loss, val_loss, test_loss (None if there is no such split), bits_per_char and _byte.
 
-    Losses in nats per token; of the training split of a text over as many tokens as validation has.
+    Losses in nats per token; of the training split of a text over as many tokens as validation has,
+    at most LEARNED.
     Bits are those of test, or of val where there is none. val_loss: if it is known already.
     """
     result: dict[str, float | None] = {}
     tokens = {}
     for split in ("val", "test", "train"):
-        most = tokens["val"] if split == "train" and dataset.kind == "text" else None
+        shortened = split == "train" and dataset.kind == "text"
+        most = min(tokens["val"], LEARNED) if shortened else None
         groups = data.evaluation_batches(dataset, tokenizer, split, block_size, most=most)
         result[f"{split}_loss"] = None
         if groups:
