@@ -138,7 +138,7 @@ def refusal(command):
 @pytest.fixture
 def no_plot(monkeypatch):
     """Without the plot, which takes longer than a small run."""
-    monkeypatch.setattr(runs, "plot", lambda run: None)
+    monkeypatch.setattr(runs, "plot", lambda run, **_: None)
 
 
 @pytest.fixture(scope="session")

@@ -1138,7 +1138,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
     # what it has learned so far can be used already
     assert sorting.load_classifier(tmp_path / "cut")[0].training is False
     monkeypatch.undo()
-    monkeypatch.setattr(runs, "plot", lambda run: None)
+    monkeypatch.setattr(runs, "plot", lambda run, **_: None)
     cut = classify.resume_run(parse([f"--resume={tmp_path / 'cut'}"]))
     for name in ("last.pt", "best.pt"):
         one, other = (runs.load_checkpoint(run / name)["model"] for run in (whole, cut))
