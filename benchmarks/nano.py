@@ -3,7 +3,7 @@
     python -m benchmarks.nano [--nanogpt CLONE]
 
 Whole processes from start to end, in turn, three of each: ours is --recipe=shakespeare-nano, and
-once with more steps, for about three minutes; nanoGPT's is its recipe for a MacBook (4 layers, 4
+once with more steps, for some three minutes; nanoGPT's is its recipe for a MacBook (4 layers, 4
 heads, 128 wide, block 64, 12 windows a step, 2,000 iterations, 20 batches an evaluation). Its best
 checkpoint is judged as ours are: windows of the block size, every character but the first once.
 """
