@@ -63,6 +63,7 @@ PLACES = 16  # requests that are worked on at the same time
 KEPT = 4  # models in memory
 THREADS = 64  # requests that are open at the same time
 PATIENCE = 20  # seconds for all of a request to come; for one who does not read, to go on
+LINGER = 5  # seconds that requests have to end, when the server ends
 DRAIN = 2  # seconds that are spent on what nobody will read
 BOUNDS = {"temperature": (0, 100), "top_k": (0, 10**6), "top_p": (1e-6, 1), "seed": (0, 2**53 - 1),
           "num": (1, 20), "length": (1, TOKENS)}
@@ -218,10 +219,18 @@ class Server(ThreadingHTTPServer):
         pass  # the one who asked has gone; of all else the handler tells
 
     def close(self) -> None:
-        """Free the port, and let what is being computed come to its end."""
+        """Free the port, and let what is being computed come to its end.
+
+        The threads of requests are waited for, LINGER at most: one that still held a half-drawn
+        sample while Python shuts down would abort the process. Who only waits for words may stay.
+        """
         self.closing = True
         self.server_close()
         self.worker.shutdown(cancel_futures=True)
+        end = time.monotonic() + LINGER
+        for _ in range(THREADS):
+            if not self.threads.acquire(timeout=max(0.0, end - time.monotonic())):
+                break
 
 
 class Incoming(io.RawIOBase):
