@@ -86,3 +86,11 @@ def test_a_young_run_and_no_run(run, tmp_path):
         check.check(run({0: 3.3}))
     with pytest.raises(ValueError, match="is not the config.json of a run"):
         check.check(tmp_path)
+
+
+def test_a_run_from_before_a_size_was_known_had_its_default():
+    settings = next(r["settings"] for r in check.load() if r["command"] == "--model=gpt")
+    before = settings | {"sizes": {n: v for n, v in settings["sizes"].items() if n != "conv"}}
+    assert check.differences(before, settings) == []
+    other = settings | {"sizes": settings["sizes"] | {"conv": 4}}
+    assert check.differences(other, settings) == ["--conv (4, there 0)"]

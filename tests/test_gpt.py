@@ -538,6 +538,14 @@ def test_the_convolution_of_the_embeddings_is_the_plain_one():
     assert build("conv").conv.weight.shape == (3, 16) and build("modern").conv is None
 
 
+def test_the_convolution_has_the_rate_of_the_embedding():
+    model = build("conv")
+    adamw, _ = make_optimizers(model, "muon", 0.1, embedding_lr=3.0)
+    shares = {id(p): group["lr_share"] for group in adamw.param_groups for p in group["params"]}
+    assert shares[id(model.conv.weight)] == shares[id(model.embedding.weight)] == 3.0
+    assert shares[id(model.head.weight)] == 1.0
+
+
 def test_logits_are_capped():
     model, x = make("modern", logit_cap=0.5), 5 * noise(2, 3, 16)
     logits = x @ model.head.weight.T
@@ -677,6 +685,7 @@ REFUSED = [  # and a word of the sentence
     (dict(mlp="relu"), "mlp"), (dict(window=-1), "window"), (dict(score_cap=-1.0), "score_cap"),
     (dict(logit_cap=-1.0), "logit_cap"), (dict(logit_cap=math.nan), "logit_cap"),
     (dict(dropout=1.0), "dropout"), (dict(layers=0), "layers"), (dict(depth=2), "depth"),
+    (dict(conv=99), "a convolution of 99"), (dict(conv=-1), "conv"),
 ]
 
 

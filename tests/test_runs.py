@@ -346,6 +346,16 @@ def test_the_plot_is_a_picture(tmp_path):
     assert names(tmp_path) == ["loss.png", "metrics.jsonl"]
 
 
+def test_the_plot_says_what_has_a_loss(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(runs, "save_figure", lambda figure, path: drawn.append(figure))
+    runs.append_metrics(tmp_path, line(0))
+    runs.plot(tmp_path)
+    runs.plot(tmp_path, per="text")
+    said = [figure.axes[0].get_ylabel() for figure in drawn]
+    assert said == ["loss (nats per token)", "loss (nats per text)"]
+
+
 # What a run depends on
 
 

@@ -352,7 +352,7 @@ def test_the_end_that_was_trained_here_is_exported_and_averages_go_first(folder,
 
 @pytest.mark.parametrize("name, value", [
     ("position", "rotary"), ("norm", "rms"), ("mlp", "relu2"), ("qk_norm", True), ("tied", False),
-    ("score_cap", 9.0), ("logit_cap", 15.0), ("kv_heads", 1), ("window", 5)])
+    ("score_cap", 9.0), ("logit_cap", 15.0), ("kv_heads", 1), ("window", 5), ("conv", 3)])
 def test_what_no_gpt2_can_be_is_said(name, value, tmp_path, refusal):
     own_run(tmp_path / "run", data.CharTokenizer("abc"), **{name: value})
     out = tmp_path / "out"
