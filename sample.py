@@ -235,6 +235,7 @@ def make_parser() -> cli.Parser:
     add(what, "chat", text, bool)
     text = "the labels that the --run of finetune.classify gives this text"
     add(what, "classify", text, str, metavar="TEXT")
+    add(what, "ngrams", "with --classify: ask the n-grams that were fitted beside it too", bool)
     page = parser.add_argument_group("a page to play with")
     text = "serve one on this machine, with any two runs side by side (default all of runs/)"
     add(page, "web", text, bool)
@@ -364,6 +365,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
     if not all(args.stop):
         raise ValueError("--stop must be a text of at least one character.")
+    if args.ngrams and args.classify is None:
+        raise ValueError("--ngrams is for sorting a text; give it with --classify=TEXT.")
     if args.web:
         return check_web(args)
     if args.port is not None:

@@ -5,13 +5,14 @@
 
 Origin: on the names that were held out. Topic and lesson: cross-validated over the tales, where
 each fold pretrains on its own training tales, so that no tale was read before it is tested on.
-Every row is judged on the same items, and how far finetuning is ahead of it is given with a paired
-bootstrap interval; a network's right answers are averaged over the seeds first. The learning curve
-has 1%, 10% and 100% of the labels, to train and to validate on (of the tales 10% and 100%); LoRA
-goes beside full finetuning on names and lessons. Each fold has seeds of its own, so that one
-seed a fold is several over all tales. Rows of tasks that are not asked for stay in the results.
---bases: a folder where pretrained runs stay, and what each network got right, for the next command:
-it goes on where this one was stopped. What another version of the code got right does not count.
+Every row is judged on the same items, and how far finetuning is ahead of it, alone and with n-grams
+beside it (both.py), is given with a paired bootstrap interval; a network's right answers are
+averaged over the seeds first. The learning curve has 1%, 10% and 100% of the labels, to train and
+to validate on (of the tales 10% and 100%); LoRA goes beside full finetuning on names and lessons.
+Each fold has seeds of its own, so that one seed a fold is several over all tales. Rows of tasks
+that are not asked for stay in the results.
+--bases: a folder where pretrained runs stay, and what each network found, for the next command:
+it goes on where this one was stopped. What another version of the code found does not count.
 --toy: everything, as small as can be, to see that it runs.
 """
 
@@ -32,6 +33,7 @@ from finetune import (
     baselines,
     classify,
     labelled,
+    learn,
     measures,
     pretrained,
     resumed,
@@ -40,19 +42,20 @@ from finetune import (
     usual,
 )
 from finetune.adapt import count
+from finetune.both import Both
 from nanogpt.machine import choose
 
 SHARES = {"origin": (1.0, 0.1, 0.01), "topic": (1.0, 0.1), "lesson": (1.0, 0.1)}
 LORA = "finetuned, LoRA"
-NETWORKS = {  # and their flags; "random": the same network from random weights
-    "finetuned": [],
-    "random first weights": [],
-    LORA: ["--tune=lora"],
-}
+RANDOM = "random first weights"
+NETWORKS = {"finetuned": [], RANDOM: [], LORA: ["--tune=lora"]}  # and their flags
+TOGETHER = {"finetuned": learn.TOGETHER, RANDOM: f"{RANDOM}, with n-grams"}
+REGRESSION = "n-gram regression"
 LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
     "transformer": ["--rank=2", "--lr=0.01"],
     "gpt": ["--rank=4", "--alpha=8", "--matrices=embedding,qkv,out,up,down"],
 }
+AHEAD = {"finetuned": "finetuned", learn.TOGETHER: "together"}  # of the other rows
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
          "--batch-size=8", "--steps=400")
 NAMES = ("--model=transformer",)
@@ -93,26 +96,26 @@ def fold_folder(splits: dict, folder: Path) -> Path:
 
 def network(
     base: Path, task: tasks.Task, name: str, seed: int, toy: bool
-) -> tuple[np.ndarray, dict]:
-    """Which test items (N,) a network gets right; how many of its parameters learned that, and in
-    how many seconds."""
+) -> tuple[dict[str, np.ndarray], dict]:
+    """A network's probabilities (N, K) of the labels of val and test; how many of its parameters
+    learned that, and in how many seconds."""
     checkpoint = runs.load_checkpoint(base)
     flags = [*NETWORKS[name], *(TOY if toy else ()), f"--seed={seed}", "--device=cpu"]
     flags += LORA_FLAGS[checkpoint["config"]["model"]] if name == LORA else []
     what = {"base": base.name, "task": [task.name, classify.fingerprint(task)],
             "network": [name, *flags], "code": code()}
-    known = base.parent / f"right-{runs.fingerprint(what)[:12]}.json"
-    if known.exists():
-        found = json.loads(known.read_text("utf-8"))
-        return np.array(found["right"]), found["cost"]
-    right, cost = trained(base, checkpoint, task, name.startswith("random"), flags, toy)
-    runs.write_json(known, what | {"right": right.tolist(), "cost": cost})
-    return right, cost
+    known = base.parent / f"found-{runs.fingerprint(what)[:12]}.json"
+    if not known.exists():
+        found, cost = trained(base, checkpoint, task, name == RANDOM, flags, toy)
+        lists = {split: array.tolist() for split, array in found.items()}
+        runs.write_json(known, what | {"found": lists, "cost": cost})
+    saved = json.loads(known.read_text("utf-8"))
+    return {split: np.array(rows) for split, rows in saved["found"].items()}, saved["cost"]
 
 
 def trained(
     base: Path, checkpoint: dict, task: tasks.Task, random: bool, flags: list[str], toy: bool
-) -> tuple[np.ndarray, dict]:
+) -> tuple[dict[str, np.ndarray], dict]:
     """The same, of a network that is trained for it."""
     args = classify.make_parser().parse_args(flags)
     tokenizer = data.tokenizer_from_dict(checkpoint["tokenizer"])
@@ -130,46 +133,58 @@ def trained(
     machine = choose("cpu")
     with tempfile.TemporaryDirectory() as folder:
         run = runs.make_run(Path(folder, "run"))
-        classifier, progress = classify.fit(begun, splits, config, run, about, machine,
-                                            random=random)
-    found = labelled.probabilities(classifier, splits["test"].sequences, machine).argmax(1)
+        classifier, progress = learn.fit(begun, splits, config, run, about, machine,
+                                          random=random)
+    found = {split: labelled.probabilities(classifier, splits[split].sequences, machine)
+             for split in ("val", "test")}
     learned = about["config"]["finetune"].get("trained_parameters", count(classifier)[0])
-    right = measures.truth(found, splits["test"].labels) == found
-    return right, {"trained_parameters": learned, "seconds": progress.seconds}
+    return found, {"trained_parameters": learned, "seconds": progress.seconds}
 
 
-def plain(task: tasks.Task, toy: bool) -> dict[str, np.ndarray]:
-    """Which test items (N,) the baselines without a network get right."""
+def right_of(
+    task: tasks.Task, networks: dict[str, list[dict[str, np.ndarray]]], toy: bool
+) -> dict[str, np.ndarray]:
+    """Which test items (N,) each row gets right. networks: by name, for each seed, their
+    probabilities of val and test; over seeds it is a mean."""
     number = {label: i for i, label in enumerate(task.labels)}
     texts = {s: [(e.text, tuple(number[label] for label in e.labels)) for e in part]
              for s, part in task.splits.items()}
-    labels = [several for _, several in texts["test"]]
-    kinds = ("words",) if toy else baselines.FEATURES
+    tested, labels = zip(*texts["test"])
+
+    def right(predicted: np.ndarray) -> np.ndarray:
+        return (measures.truth(predicted, labels) == predicted).astype(float)
+
+    rows = {name: np.mean([right(found["test"].argmax(1)) for found in each], 0)
+            for name, each in networks.items()}
     seen = [several for _, several in texts["train"]]
     weights = labelled.class_weights(seen, len(number), labelled.default_balance(seen))
-    regression, _ = baselines.fit(texts["train"], texts["val"], len(number), weights, kinds)
-    found = {
-        "n-gram regression": regression.probabilities([t for t, _ in texts["test"]]).argmax(1),
-        "commonest label": baselines.majority(seen, len(labels)),
-    }
-    return {name: measures.truth(predicted, labels) == predicted
-            for name, predicted in found.items()}
+    kinds = ("words",) if toy else baselines.FEATURES
+    regression, chosen = baselines.fit(texts["train"], texts["val"], len(number), weights, kinds)
+    rows[REGRESSION] = right(regression.probabilities(tested).argmax(1))
+    unseen = baselines.fit_one(texts["train"], len(number), chosen, weights)
+    for name in (name for name in TOGETHER if name in networks):
+        each = [Both.fit(regression, unseen, found["val"], texts["val"]).probabilities(
+            found["test"], tested) for found in networks[name]]
+        rows[TOGETHER[name]] = np.mean([right(found.argmax(1)) for found in each], 0)
+    rows["commonest label"] = right(baselines.majority(seen, len(labels)))
+    return rows
 
 
 def judged(
     task: str, right: dict[str, np.ndarray], costs: dict[str, list[dict]], **more
 ) -> list[dict]:
     """A row for each name: right (N,), averaged over seeds where there are some, how far
-    finetuning is ahead, and what each of its networks cost."""
+    finetuning is ahead of it, alone and with n-grams, and what each of its networks cost."""
     rows = []
     for name, values in right.items():
         row = {"task": task, "name": name, "accuracy": float(values.mean()),
                "interval": measures.mean_interval(values.astype(float)), "n": len(values), **more}
         for what in ("trained_parameters", "seconds") if name in costs else ():
             row[what] = statistics.median(cost[what] for cost in costs[name])
-        if name != "finetuned":
-            row["behind_finetuned"], row["behind_interval"] = measures.paired(
-                right["finetuned"], values)
+        for ahead, key in AHEAD.items():
+            if name != ahead and ahead in right:
+                row[f"behind_{key}"], row[f"behind_{key}_interval"] = measures.paired(
+                    right[ahead], values)
         rows.append(row)
     return rows
 
@@ -225,33 +240,39 @@ def scores(
     right: dict[str, list[np.ndarray]] = {}
     costs: dict[str, list[dict]] = {name: [] for name in names}
     for number, (base, task) in enumerate(pairs):
+        found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
         for name in names:
-            each = [network(base, task, name, seed, toy)
-                    for seed in range(number, seeds * len(pairs), len(pairs))]
-            right.setdefault(name, []).append(np.mean([found for found, _ in each], 0))
-            costs[name] += [cost for _, cost in each]
-        for name, values in plain(task, toy).items():
-            right.setdefault(name, []).append(values.astype(float))
+            for seed in range(number, seeds * len(pairs), len(pairs)):
+                probabilities, cost = network(base, task, name, seed, toy)
+                found[name].append(probabilities)
+                costs[name].append(cost)
+        for name, values in right_of(task, found, toy).items():
+            right.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in right.items()}, costs
 
 
 def table(rows: list[dict]) -> str:
     """A row a model."""
     lines = ["| task | labels | model | learned parameters | seconds | accuracy | finetuning is "
-             "ahead by |", "| --- " * 7 + "|"]
+             "ahead by | finetuning with n-grams by |", "| --- " * 8 + "|"]
     for row in rows:
         low, high = row["interval"]
-        ahead = "-"
-        if "behind_finetuned" in row:
-            first, last = row["behind_interval"]
-            ahead = f"{row['behind_finetuned']:+.3f} ({first:+.3f} to {last:+.3f})"
         share = f"{row.get('share', 1):.0%}"
         cost = "- | -"
         if "seconds" in row:
             cost = f"{row['trained_parameters']:,.0f} | {row['seconds']:.0f}"
         lines.append(f"| {row['task']} | {share} | {row['name']} | {cost} | {row['accuracy']:.3f} "
-                     f"({low:.3f} to {high:.3f}) | {ahead} |")
+                     f"({low:.3f} to {high:.3f}) | {ahead(row, 'finetuned')} | "
+                     f"{ahead(row, 'together')} |")
     return "\n".join(lines)
+
+
+def ahead(row: dict, key: str) -> str:
+    """How far finetuning is ahead of a row, in words."""
+    if f"behind_{key}" not in row:
+        return "-"
+    low, high = row[f"behind_{key}_interval"]
+    return f"{row[f'behind_{key}']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from .measures import truth
 from .questions import words_of
 
 DECAYS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # of the weights, for each example
-FEATURES = ("characters", "words")
+FEATURES = ("characters", "words", "word pairs")
 SENTENCES = re.compile(r"(?<=[.!?])[\"']?\s+|\n+|;\s+")
 
 
 def pieces(text: str, kind: str) -> Counter:
-    """The features of a text: its 1- to 4-grams of characters, ends marked, or its words."""
-    if kind == "words":
+    """The features of a text: its 1- to 4-grams of characters, ends marked, or its words, or these
+    and each two in a row."""
+    if kind != "characters":
         words = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
-        return Counter(words)
+        pairs = map(" ".join, pairwise(words)) if kind == "word pairs" else ()
+        return Counter([*words, *pairs])
     text = f"\n{text}\n"
     return Counter(text[i:i + n] for n in range(1, 5) for i in range(len(text) - n + 1))
 
@@ -106,13 +109,21 @@ def fit(
                 if not chosen or right > chosen["val_accuracy"]:
                     chosen = {"features": kind, "decay": decay, "val_accuracy": float(right)}
                 bar.update()
-    texts = [text for text, _ in train + val]
+    return fit_one(train + val, classes, chosen, class_weights), chosen
+
+
+def fit_one(
+    split: list[tuple[str, tuple[int, ...]]], classes: int, chosen: dict,
+    class_weights: Tensor | None = None,
+) -> Regression:
+    """The regression of one split, with the features and decay that were chosen."""
+    texts = [text for text, _ in split]
     counts = Counts(texts, chosen["features"])
     weights = torch.zeros(len(counts.places) + 1, classes)
-    decay = chosen["decay"]
     score = partial(logits, counts(texts))
-    weights = minimise(score, *examples(labels_of(train + val)), weights, decay, class_weights, 300)
-    return Regression(counts, weights), chosen
+    rows, targets = examples(labels_of(split))
+    weights = minimise(score, rows, targets, weights, chosen["decay"], class_weights, steps=300)
+    return Regression(counts, weights)
 
 
 def labels_of(split: list[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:

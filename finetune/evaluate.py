@@ -17,6 +17,7 @@ from nanogpt.machine import DEVICES, Machine, choose
 from . import baselines, chat, labelled, measures, report, seen, sorting, tasks
 from .chat import Conversation
 from .judge import Items, judge_chat, make_judge, string_items, summary, texts_of
+from .learn import TOGETHER
 from .pretrained import check_format, place, pretraining_text
 
 
@@ -133,6 +134,9 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str], list[seen.Tex
         examples, labels, tokenizer, saved["block_size"], saved["model"])
     found = labelled.probabilities(classifier, encoded.sequences, machine)
     rows = {"finetuned": measures.judge(found.argmax(1), encoded.labels, len(labels))}
+    if ngrams := sorting.load_ngrams(args.run):
+        together = ngrams.probabilities(found, [example.text for example in examples]).argmax(1)
+        rows[TOGETHER] = measures.judge(together, encoded.labels, len(labels))
     common = baselines.majority(encoded.labels, len(examples))
     rows["commonest label here"] = measures.judge(common, encoded.labels, len(labels))
     true = measures.truth(found.argmax(1), encoded.labels)
@@ -142,6 +146,7 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str], list[seen.Tex
     notes += labelled.note_of_capitals(encoded.lowered, "texts")
     result = {"kind": "classify", "texts": len(examples), "cut": encoded.cut,
               "unseen": encoded.unseen, **rows["finetuned"], "labels": labels,
+              "with_ngrams": rows.get(TOGETHER),
               "confusion": matrix.tolist()}
     lines = [*(f"note: {note}" for note in notes), report.table(rows), "",
              report.confused(matrix, task)]

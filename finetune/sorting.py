@@ -12,6 +12,7 @@ from nanogpt.machine import Machine
 from nanogpt.settings import restore_config
 
 from .adapt import Tuning, adapt, merge
+from .both import Both
 from .labelled import Classifier, ending, probabilities, sequence, shortened
 from .pretrained import check_format, other_version
 from .resumed import as_tuning, pool_of
@@ -44,10 +45,23 @@ def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
     return classifier.eval(), tokenizer, saved
 
 
+def load_ngrams(path: Path) -> Both | None:
+    """The n-grams that were fitted beside a run and may be asked with it; of most runs None."""
+    ngrams = runs.load_checkpoint(Path(path)).get("ngrams")
+    try:
+        return ngrams and Both.from_dict(ngrams)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise other_version(path, error) from None
+
+
 def assign(
-    classifier: Classifier, tokenizer: data.Tokenizer, saved: dict, text: str, machine: Machine
+    classifier: Classifier, tokenizer: data.Tokenizer, saved: dict, text: str, machine: Machine,
+    ngrams: Both | None = None,
 ) -> tuple[list[tuple[str, float]], list[str]]:
-    """Every label with its probability, the likeliest first, and what the user should know."""
+    """Every label with its probability, the likeliest first, and what the user should know.
+
+    ngrams: to be asked too.
+    """
     labels, size = saved["finetune"]["labels"], saved["block_size"]
     ids, unseen, lowered = sequence(text.strip(), tokenizer, saved["model"])
     notes = []
@@ -58,5 +72,6 @@ def assign(
     if len(ids) > size:
         notes.append(f"the text has {len(ids) - size} tokens more than the block of {size}; they "
                      "are cut off at its end")
-    found = probabilities(classifier, [shortened(ids, size, saved["model"])], machine)[0]
+    found = probabilities(classifier, [shortened(ids, size, saved["model"])], machine)
+    found = (ngrams.probabilities(found, [text.strip()]) if ngrams else found)[0]
     return [(labels[i], float(found[i])) for i in np.argsort(-found, kind="stable")], notes

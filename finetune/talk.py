@@ -19,13 +19,17 @@ BYE = ("", "/quit", "/exit")
 def classify(run: Path, args: argparse.Namespace) -> None:
     """Print the labels of args.classify and their probabilities, the likeliest first.
 
-    ValueError: a run that does not sort, or a text of which nothing is left.
+    ValueError: a run that does not sort or has no n-grams, or a text of which nothing is left.
     """
     classifier, tokenizer, saved = sorting.load_classifier(run)
     machine = choose(args.device, args.dtype)
     place(classifier.model, saved["model"], machine, args.attention)
     classifier.to(machine.device)
-    found, notes = sorting.assign(classifier, tokenizer, saved, args.classify, machine)
+    ngrams = sorting.load_ngrams(run) if args.ngrams else None
+    if args.ngrams and not ngrams:
+        raise ValueError(f"no n-grams were fitted beside {run}; leave out --ngrams, or finetune "
+                         "again without --no-baselines.")
+    found, notes = sorting.assign(classifier, tokenizer, saved, args.classify, machine, ngrams)
     for note in notes:
         sample.say(f"note: {note}")
     width = max(len(label) for label, _ in found)

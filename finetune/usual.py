@@ -8,7 +8,7 @@ EARLY, DROPOUT, PATIENCE, LR = 0.5, 0.3, 5, 0.005  # the last of Muon
 LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
 LONG = 64  # tokens of a text: from here on batches are smaller, and what follows is the default
 LONG_POOL = "quarters"  # and nothing EARLY, for in a mean all tokens have their say
-LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 5, 0.001, 0.95  # a long text has much to be learned by heart
+LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 3, 0.001, 0.95  # a long text has much to be learned by heart
 LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
 FITTED = 0.1  # share of the learning rate of a head that is fitted already

@@ -35,6 +35,7 @@ from finetune import (
     evaluate,
     instruct,
     labelled,
+    learn,
     measures,
     pretrained,
     probe,
@@ -48,6 +49,7 @@ from finetune import (
 )
 from finetune import judge as judging
 from finetune.adapt import Tuning
+from finetune.both import Both, powers
 from finetune.chat import Conversation
 from makemore.__main__ import newest_results
 from makemore.model import IGNORED
@@ -252,6 +254,48 @@ def test_the_regression_learns_what_a_word_says():
     assert regression.probabilities(["good 9", "bad 9", ""]).argmax(1).tolist()[:2] == [0, 1]
     assert chosen["val_accuracy"] == 1
     assert baselines.majority([(0,), (1,), (1, 2)], 2).tolist() == [1, 1]
+
+
+def test_the_regression_can_tell_by_two_words_in_a_row():
+    assert baselines.pieces("A dog, a dog!", "word pairs") == {
+        "a": 2, "dog": 2, "a dog": 2, "dog a": 1}
+    said = ("not good but bad", "not bad but good")  # the same words
+    texts = [(f"{text} {n % 7}", (label,)) for n in range(30) for label, text in enumerate(said)]
+    regression, chosen = baselines.fit(texts, texts[:8], 2, kinds=("words", "word pairs"))
+    assert chosen["features"] == "word pairs"
+    assert regression.probabilities(list(said)).argmax(1).tolist() == [0, 1]
+
+
+def test_the_powers_are_those_under_which_the_labels_are_likeliest():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=4000)
+    logits = generator.normal(size=(2, 4000, 3))
+    logits += np.array([1.0, 2.0])[:, None, None] * np.eye(3)[labels]
+    sure = np.exp(logits * [[[2.0]], [[1.0]]])  # the first is surer than it should be
+    first, second = sure / sure.sum(2, keepdims=True)
+    a, b = powers(first, second, [(n,) for n in labels.tolist()])
+    assert a == pytest.approx(0.5, abs=0.05) and b == pytest.approx(2, abs=0.2)
+
+    def nats(a, b):  # as in the docstring, with what is known beforehand
+        pooled = first**a * second**b
+        right = (pooled / pooled.sum(1, keepdims=True))[range(4000), labels]
+        return -np.log(right).sum() + (np.log(a / 0.5) ** 2 + np.log(b / 0.5) ** 2) / 2
+
+    assert all(nats(a, b) < nats(a * x, b * y) for x, y in pairwise((1, 0.98, 1, 1.02, 1)))
+    assert powers(1 - first, second, [(n,) for n in labels.tolist()])[0] < 0.1  # never negative
+    assert max(powers(first[:1], second[:1], [(0,)])) < 2  # nor far away for a single text
+
+
+def test_a_network_and_n_grams_together():
+    texts = [(word, (label,)) for label, word in enumerate(("cat", "dog")) for _ in range(9)]
+    regression = baselines.fit_one(texts, 2, {"features": "characters", "decay": 1e-4})
+    network = np.array([[0.9, 0.1], [0.5, 0.5]])
+    found = Both(regression, (0.5, 1.0)).probabilities(network, ["dog", "dog"])
+    theirs = regression.probabilities(["dog"])[0]
+    expected = network**0.5 * theirs
+    assert found == pytest.approx(expected / expected.sum(1, keepdims=True), rel=1e-6)
+    again = Both.from_dict(Both(regression, (0.5, 1.0)).to_dict())
+    assert np.array_equal(again.probabilities(network, ["dog", "dog"]), found)
 
 
 # Tasks
@@ -1021,6 +1065,8 @@ def test_a_run_that_sorts(sorter, base):
     assert set(result["baselines"]) == {"random first weights", "n-gram regression",
                                         "commonest label"}
     assert result["baselines"]["n-gram regression"]["accuracy"] > 0.6
+    assert result["with_ngrams"]["accuracy"] > 0.6 and min(result["with_ngrams"]["powers"]) > 0
+    assert learn.TOGETHER in (sorter / "report.txt").read_text("utf-8")
     assert result["pretraining_loss_before"] == pytest.approx(
         json.loads((base / "result.json").read_text())["val_loss"], rel=1e-4)
     assert result["pretraining_loss_after"] > result["pretraining_loss_before"]
@@ -1044,9 +1090,24 @@ def test_the_labels_of_a_text(sorter, command):
     assert sorted(label.strip() for label, _ in shown) == ["1", "3", "5"]
     shares = [float(share.rstrip("%")) for _, share in shown]
     assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares, reverse=True)
+    both = command(sample.main, f"--run={sorter}", "--classify= the dog sat on the mat", "--ngrams")
+    assert both[0] == 0 and both[1] != out
     text = "the dog" + 3 * "Q" + 50 * " t"
     code, out, err = command(sample.main, f"--run={sorter}", f"--classify={text}")
     assert code == 0 and "3 characters" in err and "cut off" in err
+
+
+def test_n_grams_are_asked_where_there_are_some(sorter, reviews, base, tmp_path, refusal, no_plot):
+    found = sorting.load_ngrams(sorter).probabilities(np.full((1, 3), 1 / 3), ["the dog"])
+    assert found.argmax() == 2
+    args = classify.make_parser().parse_args([
+        *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=1",
+        "--no-baselines"])
+    run = classify.new_run(args)
+    assert "without --no-baselines" in refusal(
+        sample.main, f"--run={run}", "--classify=the dog", "--ngrams")
+    assert json.loads((run / "result.json").read_text("utf-8"))["with_ngrams"] is None
+    assert "--classify=TEXT" in refusal(sample.main, f"--run={sorter}", "--ngrams")
 
 
 def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
@@ -1108,11 +1169,11 @@ def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, mon
     shares = [usual.dropout(tune) for tune in adapt.TUNES]
     begun = pretrained.load(base, usual_dropout=shares[-1])
     given = []
-    monkeypatch.setattr(classify, "fit", lambda begun, *_, **__: given.append(begun))
+    monkeypatch.setattr(learn, "fit", lambda begun, *_, **__: given.append(begun))
     about = {"config": {"finetune": {"tuning": {"tune": "lora"}}}}
     texts = {"train": labelled.Encoded([[END]], [(0,)])}
-    classify.from_random(begun, texts, begun.config, tmp_path / "random", about,
-                         Machine("cpu", "float32", False))
+    learn.from_random(begun, texts, begun.config, tmp_path / "random", about,
+                      Machine("cpu", "float32", False))
     dropout = [each.config.sizes["dropout"] for each in (begun, *given)]
     assert dropout == [usual.LITTLE, usual.DROPOUT]
     assert shares == [usual.DROPOUT, usual.LITTLE, usual.DROPOUT, usual.LITTLE]
@@ -1217,6 +1278,10 @@ def test_a_file_is_scored(sorter, reviews, command, tmp_path):
              for e in examples]
     assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
     assert f"{np.mean(right):.3f}" in said
+    both = [sorting.assign(classifier, tokenizer, saved, e.text, CPU, sorting.load_ngrams(sorter))
+            [0][0][0] in e.labels for e in examples]
+    assert scores["with_ngrams"]["accuracy"] == pytest.approx(np.mean(both))
+    assert learn.TOGETHER in said
     again = [f"--run={sorter}", f"--test={reviews}"]
     assert command(evaluate.main, *again, f"--out={out}")[0] == 0  # its own it may overwrite
     kept = tmp_path / "mine.csv"
@@ -1441,20 +1506,21 @@ def test_bases_that_are_there_are_not_trained_again(tmp_path, monkeypatch):
     assert commands == [f"--out={again[0]}", f"--resume={again[0]}", f"--out={again[3]}"]
 
 
-def test_what_another_version_of_the_code_got_right_does_not_count(base, tmp_path, monkeypatch):
+def test_what_another_version_of_the_code_found_does_not_count(base, tmp_path, monkeypatch):
     run = tmp_path / "base"
     shutil.copytree(base, run)
     task = tasks.make("cats", {s: [tasks.Example("the cat", ("a",)), tasks.Example("a dog", ("b",))]
                                for s in ("train", "val", "test")})
-    right = iter([[True, False], [True, True]])
-    monkeypatch.setattr(benchmark, "trained", lambda *_: (np.array(next(right)), {"seconds": 1.0}))
+    new = iter([[[0.1, 0.9]], [[0.3, 0.7]]])
+    monkeypatch.setattr(benchmark, "trained",
+                        lambda *_: ({"test": np.array(next(new))}, {"seconds": 1.0}))
 
     def found():
-        return benchmark.network(run, task, "finetuned", 0, True)[0].tolist()
+        return benchmark.network(run, task, "finetuned", 0, True)[0]["test"].tolist()
 
-    assert found() == found() == [True, False]
+    assert found() == found() == [[0.1, 0.9]]
     monkeypatch.setattr(benchmark, "code", lambda: "another")
-    assert found() == [True, True]
+    assert found() == [[0.3, 0.7]]
 
 
 def test_few_labels_are_few_to_validate_on_too():
@@ -1470,13 +1536,20 @@ def test_few_labels_are_few_to_validate_on_too():
 
 def test_the_regression_weighs_the_labels_of_a_skewed_set_as_the_network_does(monkeypatch):
     given = []
-    fit = baselines.fit
-    monkeypatch.setattr(baselines, "fit", lambda *args: given.append(args[3]) or fit(*args))
+    for name in ("fit", "fit_one"):
+        plain = getattr(baselines, name)
+        monkeypatch.setattr(baselines, name, lambda *args, plain=plain:
+                            given.append(args[3]) or plain(*args))
     part = [tasks.Example(f"text {n}", ("b" if n % 20 == 0 else "a",)) for n in range(60)]
     task = tasks.make("skewed", {"train": part, "val": part, "test": part})
-    benchmark.plain(task, toy=True)
+    found = np.eye(2)[[int(e.labels[0] == "b") for e in part]]  # the network knows it all
+    networks = {"finetuned": 2 * [{"val": found, "test": found}]}
+    right = benchmark.right_of(task, networks, toy=True)
     labels = [(int(e.labels[0] == "b"),) for e in part]
-    assert given[0].tolist() == labelled.class_weights(labels, 2, 0.5).tolist() != [1, 1]
+    expected = labelled.class_weights(labels, 2, 0.5).tolist()
+    assert len(given) == 3 and all(w.tolist() == expected != [1, 1] for w in given)
+    assert [right[name].mean() for name in ("finetuned", learn.TOGETHER, "commonest label")] == [
+        1, 1, 0.95]
 
 
 def test_how_far_finetuning_is_ahead():
@@ -1486,9 +1559,13 @@ def test_how_far_finetuning_is_ahead():
     assert (rows[0]["trained_parameters"], rows[0]["seconds"]) == (5, 2)
     assert "seconds" not in rows[1]
     assert [row["accuracy"] for row in rows] == [0.625, 0.25]
-    assert rows[1]["behind_finetuned"] == 0.375
-    low, high = rows[1]["behind_interval"]
+    assert rows[1]["behind_finetuned"] == 0.375 and "behind_together" not in rows[1]
+    low, high = rows[1]["behind_finetuned_interval"]
     assert low <= 0.375 <= high and "0.625" in benchmark.table(rows)
+    right[learn.TOGETHER] = np.array([1, 1, 1, 0.0])
+    rows = benchmark.judged("topic", right, costs)
+    assert [row.get("behind_together") for row in rows] == [0.125, 0.5, None]
+    assert "| +0.500 (" in benchmark.table(rows)
 
 
 def test_the_table_of_the_chain_is_over_seeds_of_one_choice():
