@@ -2,9 +2,9 @@
 
     python -m benchmarks.race --makemore CLONE [--times 3]
 
-makemore's defaults for 10,000 steps, once, in between ours, --recipe=quick-STAGE, which were chosen
-on validation data; on its names and its split (as benchmarks.ladder has them). A test loss of ours
-that is not as low as makemore's is marked.
+makemore's defaults for 10,000 steps and ours, --recipe=quick-STAGE, in turn, three of each. Ours
+were chosen on validation data; the names and the split are makemore's (as benchmarks.ladder has
+them). A test loss of ours that is not as low as makemore's is marked.
 """
 
 import datetime
@@ -20,17 +20,18 @@ from data import cli, runs
 
 
 def table(rows: list[dict]) -> str:
-    """A row a stage: medians of ours, and the share of makemore's time."""
+    """A row a stage: medians of both, and ours as a share of makemore's time."""
     lines = ["| stage | makemore: test loss | seconds | ours: test loss | seconds | share of the "
              "time |", "| --- " * 6 + "|"]
-    for peer in (row for row in rows if row["stage"].startswith("makemore ")):
-        stage = peer["stage"].split()[-1]
-        mine = [row for row in rows if row["stage"] == stage]
-        loss, seconds = (statistics.median(row[name] for row in mine)
-                         for name in ("test_loss", "seconds"))
-        mark = " (above)" * (loss > peer["test_loss"])
-        lines.append(f"| {stage} | {peer['test_loss']:.4f} | {peer['seconds']:.1f} | {loss:.4f}"
-                     f"{mark} | {seconds:.1f} | {seconds / peer['seconds']:.2f} |")
+    peers = dict.fromkeys(row["stage"] for row in rows if row["stage"].startswith("makemore "))
+    for name in peers:
+        stage = name.split()[-1]
+        (loss, seconds), (peer, theirs) = (
+            [statistics.median(row[what] for row in rows if row["stage"] == who)
+             for what in ("test_loss", "seconds")] for who in (stage, name))
+        mark = " (above)" * (loss > peer)
+        lines.append(f"| {stage} | {peer:.4f} | {theirs:.1f} | {loss:.4f}{mark} | {seconds:.1f} | "
+                     f"{seconds / theirs:.2f} |")
     return "\n".join(lines)
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser = cli.Parser(prog="python -m benchmarks.race", description=__doc__)
     cli.add(parser, "makemore", "a clone of makemore", Path, metavar="CLONE")
     cli.add(parser, "stages", f"with blanks between (default: {' '.join(PEER_STAGES)})", str)
-    cli.add(parser, "times", "of ours (default 3)")
+    cli.add(parser, "times", "of each (default 3)")
     cli.add(parser, "out", "(default benchmarks/results/race.json)", Path)
     args = parser.parse_args()
     times = 3 if args.times is None else args.times
@@ -69,8 +70,8 @@ def main() -> None:
             for seed in range(times):
                 quick = f"--recipe=quick-{stage}"
                 note(ours(stage, seed, folder, unseen, Path(scratch), quick))
-                if seed == times // 2:
-                    note(theirs(stage, args.makemore, splits["test"], unseen, Path(scratch)))
+                note(theirs(stage, args.makemore, splits["test"], unseen,
+                            Path(scratch, str(seed))))
     print(table(rows))
 
 

@@ -14,6 +14,7 @@ def test_a_race_is_of_medians_and_says_who_is_behind():
         return {"stage": stage, "test_loss": loss, "seconds": seconds}
 
     rows = [row("gru", 2.01, 9.0), row("makemore gru", 2.03, 50.0), row("gru", 2.02, 10.0),
+            row("makemore gru", 2.03, 90.0), row("makemore gru", 2.03, 40.0),
             row("gru", 2.05, 30.0), row("mlp", 2.06, 10.0), row("makemore mlp", 2.05, 40.0)]
     lines = race.table(rows).splitlines()[2:]
     assert lines == ["| gru | 2.0300 | 50.0 | 2.0200 | 10.0 | 0.20 |",
