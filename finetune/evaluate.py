@@ -6,6 +6,7 @@ the file that the run has learned from are counted.
 """
 
 import json
+from itertools import count
 from pathlib import Path
 
 import data
@@ -57,7 +58,7 @@ def main() -> None:
             kind = "does not sort texts" if sorts else "sorts texts"
             raise ValueError(f"{cli.flag(name)} is for a run that {kind}, other than {args.run}.")
     folder = args.run if args.run.is_dir() else args.run.parent
-    path = args.out or folder / f"evaluation-{args.test.stem}.json"
+    path = args.out or usual_out(folder, args.test)
     check_out(path)
     machine = choose(args.device)
     if sorts:
@@ -67,8 +68,21 @@ def main() -> None:
     learned_from, notes = flattery(checkpoint, texts, args.test)
     result["learned_from"], lines = learned_from, notes + lines
     print("\n".join(lines))
-    runs.write_json(path, {"run": str(args.run), "test": str(args.test), **result})
+    runs.write_json(path, {"run": str(args.run), "test": str(args.test.resolve()), **result})
     print(f"In {path}: all of it.")
+
+
+def usual_out(folder: Path, test: Path) -> Path:
+    """A file for the scores of a test file, which those of another of its name do not have."""
+    for number in count(1):
+        path = folder / f"evaluation-{test.stem}{f'-{number}' * (number > 1)}.json"
+        if not path.exists() or is_scores(path) and same(test, path):
+            return path
+
+
+def same(test: Path, path: Path) -> bool:
+    """Whether these are scores of the test file."""
+    return json.loads(path.read_text("utf-8"))["test"] == str(test.resolve())
 
 
 def check_out(path: Path) -> None:

@@ -23,16 +23,17 @@ def make_optimizers(
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
-    hold for them. Weight decay is for matrices alone. Both take the same learning rate, the
-    embedding (with its convolution, and a head tied to it) embedding_lr times as much. A model in
-    NumPy gets the optimizers of makemore/without_torch, and may have any kind of these. lr_shares:
-    parameters, by name, that take another share of the rate than 1; it stands in their group as
-    "lr_share". products: of Muon, the dtype of its products, if not that of the weights.
+    hold for them. Weight decay is for matrices alone, not the gains of a convolution. Both take
+    the same learning rate, the embedding (with its convolution, and a head tied to it) embedding_lr
+    times as much. A model in NumPy gets the optimizers of makemore/without_torch, and may have any
+    kind of these. lr_shares: parameters, by name, that take another share of the rate than 1; it
+    stands in their group as "lr_share". products: of Muon, the dtype of its products, if not that
+    of the weights.
     """
     decayed, muon, rest = [], [], []
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in weights.items():
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or "conv" in name.split("."):
             rest.append(name)
         elif kind == "muon" and "layers." in name and parameter.ndim == 2:
             muon.append(name)

@@ -1460,6 +1460,11 @@ def test_tales_end_to_end(teller, tmp_path, command, no_plot, monkeypatch, few_t
     code, said, err = command(evaluate.main, f"--run={run}", f"--test={path}", "--strings=1")
     assert code == 0 and "1 tales" in said and "2 questions" in said, err
     assert (run / "evaluation-held-out.json").exists()
+    others = [tmp_path / folder / "held-out.jsonl" for folder in "ab"]  # of the same name
+    runs.write_json(run / "evaluation-held-out-2.json",
+                    {"run": "", "test": str(others[0]), "learned_from": {}})
+    assert [evaluate.usual_out(run, test).name for test in (path, *others)] == [
+        f"evaluation-held-out{number}.json" for number in ("", "-2", "-3")]
 
 
 @pytest.mark.parametrize("kind", ["letters", "pairs"])

@@ -538,12 +538,13 @@ def test_the_convolution_of_the_embeddings_is_the_plain_one():
     assert build("conv").conv.weight.shape == (3, 16) and build("modern").conv is None
 
 
-def test_the_convolution_has_the_rate_of_the_embedding():
+def test_the_convolution_has_the_rate_of_the_embedding_and_no_decay():
     model = build("conv")
-    adamw, _ = make_optimizers(model, "muon", 0.1, embedding_lr=3.0)
-    shares = {id(p): group["lr_share"] for group in adamw.param_groups for p in group["params"]}
-    assert shares[id(model.conv.weight)] == shares[id(model.embedding.weight)] == 3.0
-    assert shares[id(model.head.weight)] == 1.0
+    adamw, _ = make_optimizers(model, "muon", 0.1, weight_decay=0.2, embedding_lr=3.0)
+    of = {id(p): (group["lr_share"], group["weight_decay"])
+          for group in adamw.param_groups for p in group["params"]}
+    assert of[id(model.embedding.weight)] == (3.0, 0.2) and of[id(model.conv.weight)] == (3.0, 0.0)
+    assert of[id(model.head.weight)] == (1.0, 0.2)
 
 
 def test_logits_are_capped():
