@@ -235,7 +235,7 @@ def make_parser() -> cli.Parser:
     add(what, "chat", text, bool)
     text = "the labels that the --run of finetune.classify gives this text"
     add(what, "classify", text, str, metavar="TEXT")
-    add(what, "ngrams", "with --classify: ask the n-grams that were fitted beside it too", bool)
+    add(what, "ngrams", "with --classify: ask the n-grams that are kept with the run too", bool)
     page = parser.add_argument_group("a page to play with")
     text = "serve one on this machine, with any two runs side by side (default all of runs/)"
     add(page, "web", text, bool)

@@ -269,7 +269,7 @@ def table(rows: list[dict]) -> str:
 
 def ahead(row: dict, key: str) -> str:
     """How far finetuning is ahead of a row, in words."""
-    if f"behind_{key}" not in row:
+    if f"behind_{key}_interval" not in row:
         return "-"
     low, high = row[f"behind_{key}_interval"]
     return f"{row[f'behind_{key}']:+.3f} ({low:+.3f} to {high:+.3f})"

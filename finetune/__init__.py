@@ -6,5 +6,5 @@
 
 tasks.py and strings.py say what is learned, adapt.py which weights learn it, chat.py how a
 conversation becomes tokens; judge.py, measures.py and baselines.py judge. The loop is that of
-train.py, which learn.py gives a network that sorts to.
+train.py; learn.py hands it a network that sorts.
 """

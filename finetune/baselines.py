@@ -122,7 +122,8 @@ def fit_one(
     weights = torch.zeros(len(counts.places) + 1, classes)
     score = partial(logits, counts(texts))
     rows, targets = examples(labels_of(split))
-    weights = minimise(score, rows, targets, weights, chosen["decay"], class_weights, steps=300)
+    with tqdm(desc="n-grams", leave=False, delay=2, disable=None) as bar:
+        weights = minimise(score, rows, targets, weights, chosen["decay"], class_weights, 300, bar)
     return Regression(counts, weights)
 
 
@@ -138,7 +139,7 @@ def examples(labels: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
 
 def minimise(
     score: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, weights: Tensor,
-    decay: float, class_weights: Tensor | None, steps: int = 60,
+    decay: float, class_weights: Tensor | None, steps: int = 60, bar: tqdm | None = None,
 ) -> Tensor:
     """The weights (D + 1, K) that minimise the mean loss of the pairs and their own decayed
     squares, but for the last row. score(weights): the logits of all texts (N, K)."""
@@ -151,6 +152,8 @@ def minimise(
         losses = F.cross_entropy(score(weights)[rows], targets, class_weights, reduction="sum")
         loss = losses / len(targets) + decay * weights[:-1].square().sum() / 2
         loss.backward()
+        if bar is not None:
+            bar.update()
         return loss
 
     optimizer.step(closure)

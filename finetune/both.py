@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .baselines import Counts, Regression, examples, labels_of
+from .baselines import FEATURES, Counts, Regression, examples, labels_of
 
+NGRAMS = "ngrams.pt"  # in a run folder
 USUAL = 0.5  # of both powers, where too few texts say otherwise
 LEAST = 1e-9  # of a probability
 
@@ -51,6 +52,11 @@ class Both:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Both":
+        """ValueError: the parts do not fit each other."""
+        features = len(saved["pieces"])
+        fit = len(saved["rarity"]) == features == len(saved["weights"]) - 1
+        if saved["features"] not in FEATURES or not fit:
+            raise ValueError("n-grams that do not fit each other")
         counts = Counts([], saved["features"])
         counts.places = {piece: i for i, piece in enumerate(saved["pieces"])}
         counts.rarity = saved["rarity"].numpy()
@@ -73,8 +79,8 @@ def powers(
 ) -> tuple[float, float]:
     """Those under which the labels are likeliest, by probabilities (N, K) of each.
 
-    Their logarithms are normally distributed around USUAL beforehand, with deviation 1, so that
-    neither is ever negative, nor is it far away where there are a few texts.
+    Their logarithms are normally distributed around that of USUAL beforehand, with deviation 1, so
+    that neither is ever negative, nor far away where there are few texts.
     """
     rows, targets = examples(labels)
     logs = logarithms(network, regression)

@@ -21,6 +21,7 @@ from nanogpt.settings import Config, restore_config
 
 from . import measures, report, seen, settings, tasks, usual
 from .adapt import adapt, count
+from .both import NGRAMS
 from .labelled import (
     POOLS,
     Encoded,
@@ -190,6 +191,7 @@ def resume_run(args: Namespace) -> Path:
     settings.machine_of(config)
     splits = encode_splits(task, pretrained)
     mend(run, source, checkpoint)
+    (run / NGRAMS).unlink(missing_ok=True)  # their power is beside what the network was
     carry_out(pretrained, task, splits, config, run, about, checkpoint)
     return run
 

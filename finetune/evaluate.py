@@ -82,7 +82,7 @@ def usual_out(folder: Path, test: Path) -> Path:
 
 def same(test: Path, path: Path) -> bool:
     """Whether these are scores of the test file."""
-    return json.loads(path.read_text("utf-8"))["test"] == str(test.resolve())
+    return Path(json.loads(path.read_text("utf-8"))["test"]).resolve() == test.resolve()
 
 
 def check_out(path: Path) -> None:
@@ -148,7 +148,7 @@ def score_labels(args, machine: Machine) -> tuple[dict, list[str], list[seen.Tex
         examples, labels, tokenizer, saved["block_size"], saved["model"])
     found = labelled.probabilities(classifier, encoded.sequences, machine)
     rows = {"finetuned": measures.judge(found.argmax(1), encoded.labels, len(labels))}
-    if ngrams := sorting.load_ngrams(args.run):
+    if ngrams := sorting.load_ngrams(args.run, saved):
         together = ngrams.probabilities(found, [example.text for example in examples]).argmax(1)
         rows[TOGETHER] = measures.judge(together, encoded.labels, len(labels))
     common = baselines.majority(encoded.labels, len(examples))

@@ -15,7 +15,7 @@ from nanogpt.settings import Config
 
 from . import baselines, measures, settings, tasks, usual
 from .adapt import Tuning, adapt, count, lr_shares
-from .both import Both
+from .both import NGRAMS, Both
 from .labelled import (
     Classifier,
     Encoded,
@@ -105,7 +105,7 @@ def compare(
     config: Config, run: Path, about: dict, machine: Machine,
 ) -> tuple[dict[str, dict], np.ndarray]:
     """accuracy and macro F1 on test of the network, of it and n-grams together, and of the
-    baselines; the network's probabilities. The n-grams go into best.pt.
+    baselines; the network's probabilities. The n-grams go into the run folder.
     """
     test, classes = splits["test"], len(task.labels)
     found = probabilities(classifier, test.sequences, machine)
@@ -124,8 +124,7 @@ def compare(
         scores = both.probabilities(found, tested)
         rows[TOGETHER] = measures.judge(scores.argmax(1), test.labels, classes) | {
             "powers": both.powers}
-        best = runs.load_checkpoint(run / "best.pt")
-        runs.save_checkpoint(run / "best.pt", best | {"ngrams": both.to_dict()})
+        runs.save_checkpoint(run / NGRAMS, both.to_dict())
     common = baselines.majority(splits["train"].labels, len(test.labels))
     rows["commonest label"] = measures.judge(common, test.labels, classes)
     return rows, found

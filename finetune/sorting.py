@@ -12,7 +12,7 @@ from nanogpt.machine import Machine
 from nanogpt.settings import restore_config
 
 from .adapt import Tuning, adapt, merge
-from .both import Both
+from .both import NGRAMS, Both
 from .labelled import Classifier, ending, probabilities, sequence, shortened
 from .pretrained import check_format, other_version
 from .resumed import as_tuning, pool_of
@@ -45,13 +45,22 @@ def load_classifier(path: Path) -> tuple[Classifier, data.Tokenizer, dict]:
     return classifier.eval(), tokenizer, saved
 
 
-def load_ngrams(path: Path) -> Both | None:
-    """The n-grams that were fitted beside a run and may be asked with it; of most runs None."""
-    ngrams = runs.load_checkpoint(Path(path)).get("ngrams")
+def load_ngrams(path: Path, saved: dict) -> Both | None:
+    """The n-grams that were fitted beside a run with these settings, and may be asked with it; None
+    where there are none.
+
+    ValueError: they are damaged or of another version.
+    """
+    file = (path if path.is_dir() else path.parent) / NGRAMS
+    if not file.is_file():
+        return None
     try:
-        return ngrams and Both.from_dict(ngrams)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise other_version(path, error) from None
+        both = Both.from_dict(runs.load_checkpoint(file))
+        if both.regression.weights.shape[1] != len(saved["finetune"]["labels"]):
+            raise ValueError("n-grams of other labels")
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise other_version(file, error) from None
+    return both
 
 
 def assign(
@@ -72,6 +81,8 @@ def assign(
     if len(ids) > size:
         notes.append(f"the text has {len(ids) - size} tokens more than the block of {size}; they "
                      "are cut off at its end")
+    if ngrams and notes:
+        notes.append("that is what the network reads; the n-grams are of the whole text")
     found = probabilities(classifier, [shortened(ids, size, saved["model"])], machine)
     found = (ngrams.probabilities(found, [text.strip()]) if ngrams else found)[0]
     return [(labels[i], float(found[i])) for i in np.argsort(-found, kind="stable")], notes

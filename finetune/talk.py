@@ -25,10 +25,13 @@ def classify(run: Path, args: argparse.Namespace) -> None:
     machine = choose(args.device, args.dtype)
     place(classifier.model, saved["model"], machine, args.attention)
     classifier.to(machine.device)
-    ngrams = sorting.load_ngrams(run) if args.ngrams else None
+    ngrams = sorting.load_ngrams(run, saved) if args.ngrams else None
     if args.ngrams and not ngrams:
-        raise ValueError(f"no n-grams were fitted beside {run}; leave out --ngrams, or finetune "
-                         "again without --no-baselines.")
+        folder = run if run.is_dir() else run.parent
+        way = "finetune again without --no-baselines"
+        if saved["finetune"].get("baselines"):  # it was stopped before, or is of an older version
+            way = f"let the run come to its end: python -m finetune.classify --resume={folder}"
+        raise ValueError(f"{folder} has no n-grams; leave out --ngrams, or {way}.")
     found, notes = sorting.assign(classifier, tokenizer, saved, args.classify, machine, ngrams)
     for note in notes:
         sample.say(f"note: {note}")

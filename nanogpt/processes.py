@@ -180,7 +180,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer, state: dict) -> None:
-    """A whole state into an optimizer whose weights may be split."""
+    """A whole state into an optimizer whose weights may be split.
+
+    ValueError: it is of one that parts the weights otherwise.
+    """
+    sizes = [[len(group.get("params", ())) for group in groups]
+             for groups in (state.get("param_groups", ()), optimizer.param_groups)]
+    if "param_groups" in state and sizes[0] != sizes[1]:
+        raise ValueError("another version of this project began the run, whose optimizer parted "
+                         "the weights otherwise; train it anew, by --config=RUN/config.json.")
     weights = [p for group in optimizer.param_groups for p in group.get("params", [])]
     if any(isinstance(weight, DTensor) for weight in weights):
         state = state | {"state": {

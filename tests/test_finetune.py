@@ -1093,12 +1093,16 @@ def test_the_labels_of_a_text(sorter, command):
     both = command(sample.main, f"--run={sorter}", "--classify= the dog sat on the mat", "--ngrams")
     assert both[0] == 0 and both[1] != out
     text = "the dog" + 3 * "Q" + 50 * " t"
+    both = command(sample.main, f"--run={sorter}", f"--classify={text}", "--ngrams")
+    assert both[0] == 0 and "n-grams are of the whole text" in both[2]
     code, out, err = command(sample.main, f"--run={sorter}", f"--classify={text}")
     assert code == 0 and "3 characters" in err and "cut off" in err
 
 
 def test_n_grams_are_asked_where_there_are_some(sorter, reviews, base, tmp_path, refusal, no_plot):
-    found = sorting.load_ngrams(sorter).probabilities(np.full((1, 3), 1 / 3), ["the dog"])
+    saved = runs.load_checkpoint(sorter)["config"]
+    found = sorting.load_ngrams(sorter / "last.pt", saved).probabilities(
+        np.full((1, 3), 1 / 3), ["the dog"])
     assert found.argmax() == 2
     args = classify.make_parser().parse_args([
         *flags_for(reviews, base, tmp_path / "run"), "--device=cpu", "--steps=1",
@@ -1108,6 +1112,16 @@ def test_n_grams_are_asked_where_there_are_some(sorter, reviews, base, tmp_path,
         sample.main, f"--run={run}", "--classify=the dog", "--ngrams")
     assert json.loads((run / "result.json").read_text("utf-8"))["with_ngrams"] is None
     assert "--classify=TEXT" in refusal(sample.main, f"--run={sorter}", "--ngrams")
+    stopped = tmp_path / "stopped"
+    shutil.copytree(sorter, stopped)
+    asked = f"--run={stopped}", "--classify=the dog", "--ngrams"
+    ngrams = runs.load_checkpoint(sorter / "ngrams.pt")
+    for broken in ({"rarity": ngrams["rarity"][1:]}, {"features": "signs"},
+                   {"weights": ngrams["weights"][:, 1:]}):
+        runs.save_checkpoint(stopped / "ngrams.pt", ngrams | broken)
+        assert "another version" in refusal(sample.main, *asked)
+    (stopped / "ngrams.pt").unlink()
+    assert f"--resume={stopped}" in refusal(sample.main, *asked)
 
 
 def test_other_commands_pass_over_a_run_that_sorts(sorter, refusal):
@@ -1278,8 +1292,9 @@ def test_a_file_is_scored(sorter, reviews, command, tmp_path):
              for e in examples]
     assert scores["texts"] == 120 and scores["accuracy"] == pytest.approx(np.mean(right))
     assert f"{np.mean(right):.3f}" in said
-    both = [sorting.assign(classifier, tokenizer, saved, e.text, CPU, sorting.load_ngrams(sorter))
-            [0][0][0] in e.labels for e in examples]
+    ngrams = sorting.load_ngrams(sorter, saved)
+    both = [sorting.assign(classifier, tokenizer, saved, e.text, CPU, ngrams)[0][0][0] in e.labels
+            for e in examples]
     assert scores["with_ngrams"]["accuracy"] == pytest.approx(np.mean(both))
     assert learn.TOGETHER in said
     again = [f"--run={sorter}", f"--test={reviews}"]

@@ -9,6 +9,7 @@ from torch import nn
 
 from makemore import STAGES, build
 from nanogpt.optim import Muon, from_blocks, make_optimizers, orthogonalise, to_blocks
+from nanogpt.processes import load_optimizer
 
 V, BLOCK = 11, 8
 SHAPES = [(4, 4), (4, 12), (12, 4), (4, 10), (10, 4), (1, 5), (5, 1), (1, 1)]
@@ -207,6 +208,14 @@ def test_the_embedding_may_take_another_rate(kind):
     for name, parameter in model.named_parameters():
         expected = {"embedding.weight": 3.0, "head.weight": 0.25}.get(name, 1.0)
         assert found[id(parameter)] == expected
+
+
+def test_the_state_of_an_optimizer_that_parts_otherwise_is_refused():
+    model = build("transformer", V, BLOCK)
+    (one,), (two,) = (make_optimizers(model, "adamw", 0.01, embedding_lr=lr) for lr in (1.0, 2.0))
+    load_optimizer(one, one.state_dict())
+    with pytest.raises(ValueError, match="another version"):
+        load_optimizer(one, two.state_dict())
 
 
 def losses(model, optimizers, steps, first):
