@@ -1227,8 +1227,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(base, reviews, tmp_path,
 
 def test_more_steps_are_new_patience_for_the_random_baseline_too(base, reviews, tmp_path, no_plot,
                                                                  monkeypatch):
-    regression = SimpleNamespace(probabilities=lambda texts: np.ones((len(texts), 3)) / 3)
-    monkeypatch.setattr(baselines, "fit", lambda *_: (regression, {}))
+    regression = baselines.fit_one([("a", (0,)), ("b", (1,)), ("c", (2,))], 3,
+                                   {"features": "words", "decay": 1.0})
+    monkeypatch.setattr(learn, "fit_ngrams", lambda *_: (Both(regression, (0.5, 0.5)), {}))
     parse, run = classify.make_parser().parse_args, tmp_path / "run"
     classify.new_run(parse([*flags_for(reviews, base, run), "--device=cpu", "--steps=6",
                             "--eval-every=2", "--patience=2"]))
