@@ -181,10 +181,10 @@ def judged(
                "interval": measures.mean_interval(values.astype(float)), "n": len(values), **more}
         for what in ("trained_parameters", "seconds") if name in costs else ():
             row[what] = statistics.median(cost[what] for cost in costs[name])
-        for ahead, key in AHEAD.items():
-            if name != ahead and ahead in right:
+        for other, key in AHEAD.items():
+            if name != other and other in right:
                 row[f"behind_{key}"], row[f"behind_{key}_interval"] = measures.paired(
-                    right[ahead], values)
+                    right[other], values)
         rows.append(row)
     return rows
 
