@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import re
 import signal
 import sys
@@ -68,6 +69,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without a character shows ? for it
             stream.reconfigure(errors="replace", line_buffering=True)
+    if "triton" not in sys.modules:  # which complains of what is not taken apart at the end
+        gc.freeze()  # what is imported stays: no need to look for garbage in it
     try:
         code = main()
         sys.stdout.flush()

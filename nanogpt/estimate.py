@@ -16,10 +16,8 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from data.batches import EVALUATED
 from data.cli import flag
@@ -140,11 +138,13 @@ def go_through(
 ) -> Step:
     """A step of rows of that length, and a batch of an evaluation, without a number being computed.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, as is the next
+
     place = machine.kind.replace("mps", "cpu")  # which tensors without elements know
     machine = replace(machine, device=place)
     counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops})
     kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
-    with FakeTensorMode(), Alive() as alive, torch.device(place):
+    with without_elements(), Alive() as alive, torch.device(place):
         model = shapes_of(config, vocab_size, config.sizes)
         model.checkpointing = config.checkpointing
         optimizers = make_optimizers(model, kind, config.lr)
@@ -170,7 +170,16 @@ def go_through(
 
 def attention_flops(q, k, v, *more, **named) -> int:
     """For attention fused on the CPU, which PyTorch does not count."""
+    from torch.utils.flop_counter import sdpa_flop_count
+
     return sdpa_flop_count(q, k, v)
+
+
+def without_elements():
+    """Where tensors have shapes and no elements."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
 
 
 def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
@@ -188,7 +197,7 @@ def count(config: Config, vocab_size: int) -> int:
     layers = config.sizes.get("layers", 1)
 
     def counted(**few) -> int:
-        with FakeTensorMode():
+        with without_elements():
             model = shapes_of(config, vocab_size, config.sizes | few)
         return sum(p.numel() for p in model.parameters())
 

@@ -15,7 +15,7 @@ from .machine import Machine
 from .processes import Processes
 
 ALONE = Processes()
-LEARNED = 65536  # targets of the training split that are judged, of a text
+LEARNED = 32768  # targets of the training split that are judged, of a text
 
 
 def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[Tensor]:

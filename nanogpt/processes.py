@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .machine import Machine
@@ -142,15 +140,23 @@ class Shared:
 def shard(model: nn.Module, processes: Processes) -> None:
     """With shard: leave each process a part of every weight. The model is changed in place."""
     if processes.shard:
+        # half a second, which is for those who need it
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
         register_fsdp_forward_method(model, "loss")
 
 
+def is_part(value) -> bool:
+    """Whether it is a DTensor, a tensor that is parted among processes."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
 def whole(value):
     """A state, with each part of a tensor as the whole. All processes must ask at once."""
-    if isinstance(value, DTensor):
+    if is_part(value):
         return value.full_tensor()
     if isinstance(value, dict):
         return {name: whole(item) for name, item in value.items()}
@@ -161,12 +167,14 @@ def whole(value):
 
 def mine(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_part(tensor) else tensor
 
 
 def own(tensor: Tensor, like: Tensor) -> Tensor:
     """The part of a whole tensor that this process keeps, as it keeps that of `like`."""
-    if isinstance(like, DTensor) and tensor.shape == like.shape:
+    if is_part(like) and tensor.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         # every process has all of it, so nothing need be sent
         place = dict(device_mesh=like.device_mesh, placements=like.placements, src_data_rank=None)
         return distribute_tensor(tensor.to(like.device), **place)
@@ -190,7 +198,7 @@ def load_optimizer(optimizer, state: dict) -> None:
         raise ValueError("another version of this project began the run, whose optimizer parted "
                          "the weights otherwise; train it anew, by --config=RUN/config.json.")
     weights = [p for group in optimizer.param_groups for p in group.get("params", [])]
-    if any(isinstance(weight, DTensor) for weight in weights):
+    if any(map(is_part, weights)):
         state = state | {"state": {
             number: {name: own(item, weights[number]) if isinstance(item, Tensor) else item
                      for name, item in items.items()}

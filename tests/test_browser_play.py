@@ -10,7 +10,7 @@ import pytest
 import data
 import nanogpt
 import sample
-from book import play
+from book import play, shelf
 from data import runs
 from nanogpt import generate as loop
 
@@ -47,7 +47,7 @@ def root(tmp_path_factory):
 def serving(root, *flags):
     """A server of these runs, until the end or until it is shut down."""
     args = sample.make_parser().parse_args(["--web", "--device=cpu", *flags])
-    server = play.Server(play.Shelf(args, root))
+    server = play.Server(shelf.Shelf(args, root))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

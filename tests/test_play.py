@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import data
 import nanogpt
 import sample
-from book import inside, play
+from book import inside, play, shelf
 from data import runs
 from nanogpt.attention import STAGES as ATTENTIVE
 
@@ -82,7 +82,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(root):
     args = sample.make_parser().parse_args(["--web", "--device=cpu"])
-    server = play.Server(play.Shelf(args, root))
+    server = play.Server(shelf.Shelf(args, root))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -159,13 +159,13 @@ def test_a_new_run_is_offered_when_the_page_is_loaded_again(server, root):
 
 
 def test_a_run_that_goes_while_the_runs_are_listed(server, monkeypatch):
-    read, settings_of = [], play.settings_of
+    read, settings_of = [], shelf.settings_of
 
     def once(run):
         read.append(run)
         return settings_of(run) if read.count(run) == 1 else None
 
-    monkeypatch.setattr(play, "settings_of", once)
+    monkeypatch.setattr(shelf, "settings_of", once)
     offered = json.loads(send(server, "GET", "/runs")[1])["runs"]
     assert {run["name"] for run in offered} == {*EVERY, "book/rnn"} == set(server.shelf.known)
 
@@ -693,7 +693,7 @@ def test_a_model_that_fails_costs_one_answer(server, monkeypatch, capfd):
 def test_few_models_are_kept(server):
     for name in EVERY:
         ask(server, "/look", run=name)
-        assert 1 <= len(server.shelf.loaded) <= play.KEPT
+        assert 1 <= len(server.shelf.loaded) <= shelf.KEPT
     assert next(reversed(server.shelf.loaded))[0] == EVERY[-1]
 
 

@@ -1,4 +1,9 @@
-"""The benchmarks of speed on a CPU: what they make of their rows, and what they refuse."""
+"""The benchmarks of speed on a CPU: what they make of their rows, and what they refuse; and what
+keeps a command from being there at once."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +12,30 @@ from torch.utils.flop_counter import FlopCounterMode
 import nanogpt
 from benchmarks import baby, expected, growth, ladder, race
 from nanogpt.optim import make_optimizers
+
+ROOT = Path(__file__).parents[1]
+SLOW = ("triton", "torch._dynamo", "torch.distributed.fsdp", "sympy", "matplotlib")
+
+
+def test_what_is_slow_to_import_waits_until_it_is_needed():
+    code = f"import train, sample, sys; print([name for name in {SLOW} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["torch._dynamo", "kernels"])
+def test_a_command_ends_without_a_word_whatever_it_imports(module):
+    """Triton's bindings name all that is left when Python ends."""
+    pytest.importorskip("triton")
+    before, after = ("", module) if module == "torch._dynamo" else (module, "torch")
+    code = f"""import sys, train{before and ", " + before}
+from data import cli
+def main():
+    import {after}
+    assert "triton" in sys.modules
+cli.run(main)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_race_is_of_medians_and_says_who_is_behind():

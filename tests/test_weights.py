@@ -18,7 +18,7 @@ import nanogpt
 import sample
 import train
 from data import runs
-from nanogpt import settings, weights
+from nanogpt import settings, weight_files, weights
 
 transformers = pytest.importorskip("transformers")
 V, BLOCK = 50257, 64
@@ -519,7 +519,7 @@ def hub(folder, tmp_path, monkeypatch):
         response.headers = {"Content-Length": str(len(response.getvalue()))}
         return response
 
-    monkeypatch.setattr(weights.urllib.request, "urlopen", serve)
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", serve)
     monkeypatch.setenv("RUNGS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return asked
@@ -532,7 +532,7 @@ def test_a_name_is_downloaded_once(hub, theirs):
 
 
 def test_a_download_that_fails_leaves_nothing(hub, tmp_path, monkeypatch, refusal):
-    serve = weights.urllib.request.urlopen
+    serve = weight_files.urllib.request.urlopen
 
     def short(url, timeout):
         response = serve(url, timeout)
@@ -540,7 +540,7 @@ def test_a_download_that_fails_leaves_nothing(hub, tmp_path, monkeypatch, refusa
             response.truncate(1000)
         return response
 
-    monkeypatch.setattr(weights.urllib.request, "urlopen", short)
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", short)
     said = refusal(weights.main, "--from=gpt2", "--out=run")
     assert "1000 of" in said and "--from=FOLDER" in said
     assert [p.name for p in (tmp_path / "cache/weights/gpt2").iterdir()] == ["config.json"]
@@ -554,13 +554,13 @@ def test_without_a_network_the_way_is_said(hub, monkeypatch, refusal):
     def offline(url, timeout):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(weights.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", offline)
     said = refusal(weights.main, "--from=gpt2", "--out=run")
     assert "no network" in said and "--from=FOLDER" in said and "model.safetensors" in said
 
 
 def test_of_another_model_only_the_config_is_fetched(hub, monkeypatch, refusal):
-    serve = weights.urllib.request.urlopen
+    serve = weight_files.urllib.request.urlopen
 
     def other(url, timeout):
         serve(url, timeout)
@@ -568,5 +568,5 @@ def test_of_another_model_only_the_config_is_fetched(hub, monkeypatch, refusal):
         response.headers = {}
         return response
 
-    monkeypatch.setattr(weights.urllib.request, "urlopen", other)
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", other)
     assert "'llama'" in refusal(weights.main, "--from=gpt2", "--out=run") and len(hub) == 1
