@@ -53,7 +53,7 @@ TOGETHER = {"finetuned": learn.TOGETHER, RANDOM: f"{RANDOM}, with n-grams"}
 REGRESSION = "n-gram regression"
 LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
     "transformer": ["--rank=2", "--lr=0.01"],
-    "gpt": ["--rank=4", "--alpha=8", "--matrices=embedding,qkv,out,up,down"],
+    "gpt": ["--rank=2", "--alpha=4", "--matrices=embedding:16,qkv,out,up,down"],
 }
 AHEAD = {"finetuned": "finetuned", learn.TOGETHER: "together"}  # of the other rows
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",

@@ -28,8 +28,9 @@ EXTRA = len(data.SPECIALS)
 class Tuning:
     """tune: one of TUNES. last: so many layers of "last". rank, alpha, matrices: of "lora".
 
-    matrices: names of linear maps in the layers, or "embedding"; none means all in the layers.
-    lr_decay: what a layer's learning rate is times that of the layer above it.
+    matrices: names of linear maps in the layers, or "embedding", each with a rank of its own if one
+    stands behind it ("embedding:16"); none means all in the layers. All additions count alpha /
+    rank times. lr_decay: what a layer's learning rate is times that of the layer above it.
     """
 
     tune: str = "all"
@@ -50,6 +51,16 @@ class Tuning:
             raise ValueError(f"--alpha must be a number above 0, not {self.alpha}.")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"--lr-decay must be above 0 and at most 1, not {self.lr_decay}.")
+        for name in self.matrices:
+            if not re.fullmatch(r"[^:]+(:0*[1-9][0-9]{0,8})?", name):
+                raise ValueError(f"--matrices has {name}, where a name is expected, or a name and "
+                                 "the rank of its addition, such as embedding:16.")
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of the matrices that are named: the rank of each one's addition."""
+        parts = (name.partition(":") for name in self.matrices)
+        return {name: int(own or self.rank) for name, _, own in parts}
 
 
 class LoRA(nn.Linear):
@@ -161,7 +172,7 @@ def adapt(
         if isinstance(getattr(model, "norm", None), nn.Module):
             model.norm.requires_grad_(True)
     if tuning.tune == "lora":
-        if tied and speaks and "embedding" in tuning.matrices:
+        if tied and speaks and "embedding" in tuning.ranks:
             raise ValueError("this model's embedding is its head too, which an addition to the "
                              "embedding alone would part from it; leave it out of --matrices.")
         add_lora(model, tuning)
@@ -188,16 +199,18 @@ def add_lora(model: LanguageModel, tuning: Tuning) -> None:
     names = {name.split(".")[-1] for name in linear}
     if isinstance(getattr(model, "embedding", None), nn.Embedding):
         names.add("embedding")
-    unknown = [name for name in tuning.matrices if name not in names]
-    if unknown or not (linear or tuning.matrices):
+    ranks, scale = tuning.ranks, tuning.alpha / tuning.rank
+    unknown = [name for name in ranks if name not in names]
+    if unknown or not (linear or ranks):
         has = ", ".join(sorted(names)) or "none"
         raise ValueError(f"LoRA is for the matrices in the layers and the embedding, of which this "
                          f"model has {has}{', and not ' + unknown[0] if unknown else ''}.")
     for name, module in linear.items():
-        if not tuning.matrices or name.split(".")[-1] in tuning.matrices:
-            put(model.layers, name, LoRA(module, tuning.rank, tuning.alpha))
-    if "embedding" in tuning.matrices:
-        model.embedding = LoRAEmbedding(model.embedding, tuning.rank, tuning.alpha)
+        rank = ranks.get(name.split(".")[-1], 0 if ranks else tuning.rank)
+        if rank:
+            put(model.layers, name, LoRA(module, rank, scale * rank))
+    if rank := ranks.get("embedding"):
+        model.embedding = LoRAEmbedding(model.embedding, rank, scale * rank)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

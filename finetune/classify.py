@@ -63,14 +63,15 @@ def make_parser() -> cli.Parser:
     text = ("compare with n-grams and with random first weights, and keep the n-grams with the run "
             "for sample.py --ngrams (default on)")
     add(group, "baselines", text, bool, switch=True)
-    steps = (f"{usual.EPOCHS} times through the texts, of long ones {usual.LONG_EPOCHS}, from 100 "
-             f"to {usual.MOST:,}")
+    steps = (f"{usual.EPOCHS} times through the texts, of long ones {usual.LONG_EPOCHS}, or "
+             f"{usual.LONG_LITTLE_EPOCHS} with --tune=head and lora; from 100 to {usual.MOST:,}")
     every = "a twentieth of the steps, at least 10"
     text = ("what the head reads: the last token's features, or beside these the mean of all, or "
             f"of each quarter (default last, of texts of {usual.LONG} tokens and more "
             f"{usual.LONG_POOL})")
     add(group, "pool", text, str, choices=list(POOLS))
-    dropout = f"{usual.DROPOUT}, of --tune=head and lora {usual.LITTLE}, where the stage has one"
+    dropout = (f"{usual.DROPOUT}, of --tune=head and lora {usual.LITTLE_DROPOUT}, where the stage "
+               "has one")
     settings.add_flags(
         parser, steps, "16, of short texts 64", every, dropout=dropout,
         muon=f"{usual.LR}, of long texts {usual.LONG_LR}",
@@ -147,7 +148,7 @@ def config_for(
     if not 0 <= balance <= 1:
         raise ValueError(f"--balance must be from 0 to 1, not {balance}.")
     optimizer = settings.optimizer_of(pretrained.config, args)
-    defaults = usual.training(train, args.batch_size, optimizer)
+    defaults = usual.training(train, args.batch_size, optimizer, args.tune)
     return settings.config_of(pretrained.config, args, defaults, usual.lr(train)), balance
 
 

@@ -37,8 +37,8 @@ def add_flags(
     add(group, "last", "so many layers of --tune=last (default 1)")
     add(group, "rank", "of LoRA's additions (default 8)")
     add(group, "alpha", "LoRA adds alpha / rank times its product (default 16)", float)
-    text = ("what gets LoRA, such as qkv,out,embedding (default: all matrices in the layers; long "
-            "texts gain most by the embedding)")
+    text = ("what gets LoRA, such as qkv,out,embedding:16, with a rank of its own behind the colon "
+            "(default: all matrices in the layers; long texts gain most by the embedding)")
     add(group, "matrices", text, str, metavar="NAMES")
     text = "what a layer's learning rate is times that of the layer above (default 1)"
     add(group, "lr_decay", text, float)

@@ -5,10 +5,12 @@ from .labelled import POOLS, Encoded
 
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most
 EARLY, DROPOUT, PATIENCE, LR = 0.5, 0.3, 5, 0.005  # the last of Muon
-LITTLE = 0.1  # dropout of --tune=head and lora: what stays cannot learn to do without a third
+LITTLE = ("head", "lora")  # --tune where so little learns that
+LITTLE_DROPOUT = 0.1  # is right: what stays cannot learn to do without a third
 LONG = 64  # tokens of a text: from here on batches are smaller, and what follows is the default
 LONG_POOL = "quarters"  # and nothing EARLY, for in a mean all tokens have their say
 LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 3, 0.001, 0.95  # a long text has much to be learned by heart
+LONG_LITTLE_EPOCHS = 5  # of --tune=lora and head, which cannot learn as much of it so soon
 LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
@@ -20,11 +22,11 @@ def are_long(texts: Encoded) -> bool:
     return lengths[len(lengths) // 2] >= LONG
 
 
-def training(train: Encoded, rows: int | None, optimizer: str) -> dict:
+def training(train: Encoded, rows: int | None, optimizer: str, tune: str | None = None) -> dict:
     """Settings of the loop. rows: of a batch, if the user says so."""
     long = are_long(train)
     rows = rows or (16 if long else 64)
-    times = LONG_EPOCHS if long else EPOCHS
+    times = (LONG_LITTLE_EPOCHS if tune in LITTLE else LONG_EPOCHS) if long else EPOCHS
     return dict(
         steps=min(MOST, max(100, times * -(-len(train.pairs) // max(rows, 1)))),
         batch_size=rows,
@@ -45,7 +47,7 @@ def embedding_lr(train: Encoded, optimizer: str) -> float:
 
 
 def dropout(tune: str | None) -> float:
-    return LITTLE if tune in ("head", "lora") else DROPOUT
+    return LITTLE_DROPOUT if tune in LITTLE else DROPOUT
 
 
 def pool(train: Encoded) -> str:

@@ -551,6 +551,15 @@ def test_lora_is_put_where_it_is_asked_for():
     adapt.adapt(build("gpt", tied=True), Tuning("lora", matrices=("embedding",)), speaks=False)
 
 
+def test_a_matrix_may_have_a_rank_of_its_own_and_counts_as_much_as_the_others():
+    model = build("gpt")
+    adapt.adapt(model, Tuning("lora", rank=2, alpha=6.0, matrices=("embedding:5", "up", "down:1")))
+    block = model.layers[0].mlp
+    added = (model.embedding.inner, block.up, block.down)
+    assert [(len(x.lora_b.T), x.scale) for x in added] == [(5, 3.0), (2, 3.0), (1, 3.0)]
+    assert not hasattr(model.layers[0].attention.qkv, "lora_a")
+
+
 @pytest.mark.parametrize("tuning, speaks, learns", [
     (Tuning("head"), False, set()),
     (Tuning("head"), True, {"head", "embedding.rows"}),
@@ -1177,6 +1186,9 @@ def test_long_texts_are_read_as_a_whole():
     assert usual.pool(texts) == "last" and usual.lr(texts) == usual.LR
     short = usual.training(texts, None, "muon")
     assert short["batch_size"] > long["batch_size"] and short["patience"] < long["patience"]
+    many = labelled.Encoded([[END] * usual.LONG] * 1600, [(0,)] * 1600)
+    steps = [usual.training(many, None, "muon", tune)["steps"] for tune in (None, "lora")]
+    assert steps == [100 * usual.LONG_EPOCHS, 100 * usual.LONG_LITTLE_EPOCHS]
 
 
 def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, monkeypatch):
@@ -1189,8 +1201,8 @@ def test_who_learns_little_drops_little_but_not_the_baseline(base, tmp_path, mon
     learn.from_random(begun, texts, begun.config, tmp_path / "random", about,
                       Machine("cpu", "float32", False))
     dropout = [each.config.sizes["dropout"] for each in (begun, *given)]
-    assert dropout == [usual.LITTLE, usual.DROPOUT]
-    assert shares == [usual.DROPOUT, usual.LITTLE, usual.DROPOUT, usual.LITTLE]
+    assert dropout == [usual.LITTLE_DROPOUT, usual.DROPOUT]
+    assert shares == [usual.DROPOUT, usual.LITTLE_DROPOUT, usual.DROPOUT, usual.LITTLE_DROPOUT]
 
 
 @pytest.mark.parametrize("more", [[], ["--tune=lora", "--pool=quarters", "--average=0.9"]])
@@ -1833,6 +1845,9 @@ def test_wrong_flags(flags, said, base, refusal, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("flags, said", [
     (["--tune=lora", "--matrices=foo"], "and not foo"),
+    (["--tune=lora", "--matrices=embedding:0"], "such as embedding:16"),
+    (["--tune=lora", "--matrices=up:"], "such as embedding:16"),
+    (["--tune=lora", "--matrices=up:1:2"], "such as embedding:16"),
     (["--tune=last", "--last=9"], "--last=9 layers are more"),
     (["--tune=lora", "--alpha=inf"], "--alpha must be"),
     (["--replay=0.5", "--replay-data=nowhere.txt"], "nowhere.txt"),
