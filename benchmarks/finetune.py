@@ -53,7 +53,7 @@ TOGETHER = {"finetuned": learn.TOGETHER, RANDOM: f"{RANDOM}, with n-grams"}
 REGRESSION = "n-gram regression"
 LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
     "transformer": ["--rank=2", "--lr=0.01"],
-    "gpt": ["--rank=2", "--alpha=4", "--matrices=embedding:16,qkv,out,up,down"],
+    "gpt": [],  # of long texts it is
 }
 AHEAD = {"finetuned": "finetuned", learn.TOGETHER: "together"}  # of the other rows
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
@@ -127,7 +127,8 @@ def trained(
     pool = usual.pool(splits["train"])
     about = resumed.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
-        "labels": task.labels, "tuning": vars(settings.tuning_of(args)), "replay": 0.0,
+        "labels": task.labels, "replay": 0.0,
+        "tuning": vars(settings.tuning_of(args, usual.lora(splits["train"], args))),
         "early": usual.early(args.early, pool), "balance": balance, "pool": pool,
     })
     machine = choose("cpu")

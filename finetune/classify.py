@@ -77,7 +77,9 @@ def make_parser() -> cli.Parser:
         muon=f"{usual.LR}, of long texts {usual.LONG_LR}",
         average=f"0, of long texts {usual.LONG_AVERAGE}",
         embedding_lr=f"1, of long texts with muon {usual.LONG_EMBEDDING_LR:.0f}",
-        patience=f"{usual.PATIENCE}, of long texts {usual.LONG_PATIENCE}")
+        patience=f"{usual.PATIENCE}, of long texts {usual.LONG_PATIENCE}",
+        matrices="; of long texts --matrices={matrices} --rank={rank} --alpha={alpha:.0f}, but for "
+        "--replay".format(**usual.LONG_LORA))
     return parser
 
 
@@ -107,8 +109,9 @@ def new_run(args: Namespace) -> Path:
     asked = settings.given(args)
     if "from" not in asked:
         raise ValueError("name the pretrained run: --from=RUN.")
-    task, tuning, share = load_task(asked), settings.tuning_of(args), settings.replay_of(args)
-    if share and tuning.tune == "head":
+    task, share = load_task(asked), settings.replay_of(args)
+    settings.tuning_of(args)  # says at once what cannot work
+    if share and args.tune == "head":
         raise ValueError("--replay is against forgetting, and with --tune=head nothing is "
                          "forgotten, for the network stays as it is; leave one of them out.")
     path = asked["from"]
@@ -117,6 +120,7 @@ def new_run(args: Namespace) -> Path:
                       args.replay_data, usual_dropout=usual.dropout(args.tune))
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
+    tuning = settings.tuning_of(args, usual.lora(splits["train"], args))
     pool = args.pool or usual.pool(splits["train"])
     early = usual.early(args.early, pool)
     settings.machine_of(config)  # this and the next lines say what is not to be had

@@ -25,7 +25,7 @@ CHANGEABLE = {"resume", "steps"}  # flags of a run that is resumed
 def add_flags(
     parser: cli.Parser, steps: str, rows: str, evaluations: str, muon: str,
     dropout: str = "that of pretraining", average: str = "0", embedding_lr: str = "1",
-    patience: str = "5",
+    patience: str = "5", matrices: str = "",
 ) -> None:
     """How to finetune, on which machine, and where to: of both commands.
 
@@ -38,7 +38,7 @@ def add_flags(
     add(group, "rank", "of LoRA's additions (default 8)")
     add(group, "alpha", "LoRA adds alpha / rank times its product (default 16)", float)
     text = ("what gets LoRA, such as qkv,out,embedding:16, with a rank of its own behind the colon "
-            "(default: all matrices in the layers; long texts gain most by the embedding)")
+            f"(default: all matrices in the layers{matrices})")
     add(group, "matrices", text, str, metavar="NAMES")
     text = "what a layer's learning rate is times that of the layer above (default 1)"
     add(group, "lr_decay", text, float)
@@ -90,9 +90,10 @@ def check_resume(args: Namespace) -> None:
         raise ValueError(f"{what} cannot change in a run that is resumed; only --steps can.")
 
 
-def tuning_of(args: Namespace) -> Tuning:
-    """ValueError: a flag that cannot work, or is of another --tune."""
-    chosen = given(args)
+def tuning_of(args: Namespace, usual: dict | None = None) -> Tuning:
+    """usual: what is not the default here. ValueError: a flag that cannot work, or is of another
+    --tune."""
+    chosen = (usual or {}) | given(args)
     tune = chosen.get("tune", "all")
     for names, kind in ((("last",), "last"), (("rank", "alpha", "matrices"), "lora")):
         for name in names:

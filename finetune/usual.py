@@ -1,6 +1,8 @@
 """What finetune.classify takes where the user says nothing, by the texts; from validation data.
 """
 
+from argparse import Namespace
+
 from .labelled import POOLS, Encoded
 
 EPOCHS, MOST = 14, 4000  # of the texts, and steps, at most
@@ -13,6 +15,7 @@ LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 3, 0.001, 0.95  # a long text has much to b
 LONG_LITTLE_EPOCHS = 5  # of --tune=lora and head, which cannot learn as much of it so soon
 LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
+LONG_LORA = dict(matrices="embedding", rank=32, alpha=64.0)  # for the same reason
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
 
@@ -44,6 +47,14 @@ def lr(train: Encoded) -> float:
 def embedding_lr(train: Encoded, optimizer: str) -> float:
     """Times the learning rate."""
     return LONG_EMBEDDING_LR if are_long(train) and optimizer == "muon" else 1.0
+
+
+def lora(train: Encoded, args: Namespace) -> dict:
+    """What gets LoRA, and of what rank, where the user says nothing of these. A replay may need the
+    embedding for its head, so there it stays as it is."""
+    named = any(getattr(args, name) is not None for name in LONG_LORA)
+    chosen = args.tune == "lora" and are_long(train) and not named and not args.replay
+    return dict(LONG_LORA) if chosen else {}
 
 
 def dropout(tune: str | None) -> float:

@@ -1182,9 +1182,13 @@ def test_long_texts_are_read_as_a_whole():
     assert usual.early(None, "quarters") == 0 < usual.early(None, "last")
     assert usual.embedding_lr(texts, "muon") > 1 == usual.embedding_lr(texts, "adamw")
     long = usual.training(texts, None, "muon")
+    lora = [usual.lora(texts, classify.make_parser().parse_args(["--tune=lora", *more]))
+            for more in ([], ["--rank=4"], ["--matrices=qkv"], ["--replay=0.1"])]
+    assert lora == [usual.LONG_LORA, {}, {}, {}]
     texts.sequences[1].pop()
     assert usual.pool(texts) == "last" and usual.lr(texts) == usual.LR
     short = usual.training(texts, None, "muon")
+    assert not usual.lora(texts, classify.make_parser().parse_args(["--tune=lora"]))
     assert short["batch_size"] > long["batch_size"] and short["patience"] < long["patience"]
     many = labelled.Encoded([[END] * usual.LONG] * 1600, [(0,)] * 1600)
     steps = [usual.training(many, None, "muon", tune)["steps"] for tune in (None, "lora")]
