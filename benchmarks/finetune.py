@@ -53,7 +53,7 @@ TOGETHER = {"finetuned": learn.TOGETHER, RANDOM: f"{RANDOM}, with n-grams"}
 REGRESSION = "n-gram regression"
 LORA_FLAGS = {  # within a twentieth of the parameters; by short trials on validation data
     "transformer": ["--rank=2", "--lr=0.01"],
-    "gpt": [],  # of long texts it is
+    "gpt": [],  # of long texts in byte pairs it is
 }
 AHEAD = {"finetuned": "finetuned", learn.TOGETHER: "together"}  # of the other rows
 TALES = ("--model=gpt", "--tokenizer=bpe", "--vocab-size=1024", "--block-size=512",
@@ -128,7 +128,8 @@ def trained(
     about = resumed.about_of(begun, config, {
         "kind": "classify", "from": str(base), "name": task.name, "task": task.name,
         "labels": task.labels, "replay": 0.0,
-        "tuning": vars(settings.tuning_of(args, usual.lora(splits["train"], args))),
+        "tuning": vars(settings.tuning_of(
+            args, usual.lora(splits["train"], args, config.tokenizer))),
         "early": usual.early(args.early, pool), "balance": balance, "pool": pool,
     })
     machine = choose("cpu")

@@ -78,8 +78,8 @@ def make_parser() -> cli.Parser:
         average=f"0, of long texts {usual.LONG_AVERAGE}",
         embedding_lr=f"1, of long texts with muon {usual.LONG_EMBEDDING_LR:.0f}",
         patience=f"{usual.PATIENCE}, of long texts {usual.LONG_PATIENCE}",
-        matrices="; of long texts --matrices={matrices} --rank={rank} --alpha={alpha:.0f}, but for "
-        "--replay".format(**usual.LONG_LORA))
+        matrices="; of long texts in byte pairs, without --replay, as by --matrices={matrices} "
+        "--rank={rank} --alpha={alpha:.0f}".format(**usual.LONG_LORA))
     return parser
 
 
@@ -120,7 +120,7 @@ def new_run(args: Namespace) -> Path:
                       args.replay_data, usual_dropout=usual.dropout(args.tune))
     splits = encode_splits(task, pretrained)
     config, balance = config_for(pretrained, splits, args)
-    tuning = settings.tuning_of(args, usual.lora(splits["train"], args))
+    tuning = settings.tuning_of(args, usual.lora(splits["train"], args, config.tokenizer))
     pool = args.pool or usual.pool(splits["train"])
     early = usual.early(args.early, pool)
     settings.machine_of(config)  # this and the next lines say what is not to be had

@@ -1182,13 +1182,14 @@ def test_long_texts_are_read_as_a_whole():
     assert usual.early(None, "quarters") == 0 < usual.early(None, "last")
     assert usual.embedding_lr(texts, "muon") > 1 == usual.embedding_lr(texts, "adamw")
     long = usual.training(texts, None, "muon")
-    lora = [usual.lora(texts, classify.make_parser().parse_args(["--tune=lora", *more]))
-            for more in ([], ["--rank=4"], ["--matrices=qkv"], ["--replay=0.1"])]
-    assert lora == [usual.LONG_LORA, {}, {}, {}]
+    asked = [classify.make_parser().parse_args(["--tune=lora", *more])
+             for more in ([], ["--rank=4"], ["--matrices=qkv"], ["--replay=0.1"])]
+    assert [usual.lora(texts, args, "bpe") for args in asked] == [usual.LONG_LORA, {}, {}, {}]
+    assert not usual.lora(texts, asked[0], "char")  # of which a single one tells nothing
     texts.sequences[1].pop()
     assert usual.pool(texts) == "last" and usual.lr(texts) == usual.LR
     short = usual.training(texts, None, "muon")
-    assert not usual.lora(texts, classify.make_parser().parse_args(["--tune=lora"]))
+    assert not usual.lora(texts, asked[0], "bpe")
     assert short["batch_size"] > long["batch_size"] and short["patience"] < long["patience"]
     many = labelled.Encoded([[END] * usual.LONG] * 1600, [(0,)] * 1600)
     steps = [usual.training(many, None, "muon", tune)["steps"] for tune in (None, "lora")]
