@@ -4,7 +4,8 @@
 
 Every stage by its bare command, gpt by its recipes for the sets that ship, and the named recipes
 that take seconds. What is in nanogpt/expected.json already, for the same settings and data, is not
-measured again. Between are evaluations at each share of the steps, which change no loss.
+measured again. Between are evaluations at each share of the steps, which change no loss; where one
+run would have to evaluate too often for that, there is a run for each share.
 """
 
 import datetime
@@ -21,6 +22,7 @@ from nanogpt import STAGES, check
 from nanogpt.recipes import RECIPES
 from nanogpt.settings import make_parser, settle
 
+OFTEN = 20  # evaluations of a run
 QUICK = [name for name in RECIPES if name.startswith("quick-")]
 RUNS = [
     *(f"--model={stage}" for stage in STAGES), "--model=gpt --data=names",
@@ -49,13 +51,16 @@ def measured(what: dict) -> dict[str, list[float]]:
     """The losses at the shares of the steps, a value a seed."""
     most = what["settings"]["steps"]
     steps = [round(share * most) for share in check.SHARES]
+    once = math.gcd(*steps)
     losses: dict[str, list[float]] = {str(step): [] for step in steps}
     for seed in range(what["seeds"]):
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder, "run")
-            timed([*SCRIPT, *shlex.split(what["command"]), f"--seed={seed}", "--patience=0",
-                   f"--eval-every={math.gcd(*steps)}", f"--out={run}"])
-            reached = {line["step"]: line["val_loss"] for line in runs.read_metrics(run)}
+        reached: dict[int, float] = {}
+        for every in [once] if most // once <= OFTEN else steps:
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder, "run")
+                timed([*SCRIPT, *shlex.split(what["command"]), f"--seed={seed}", "--patience=0",
+                       f"--eval-every={every}", f"--out={run}"])
+                reached |= {line["step"]: line["val_loss"] for line in runs.read_metrics(run)}
         for step in steps:
             losses[str(step)].append(reached[step])
         print(f"{what['command']}, seed {seed}: {reached[most]:.4f}", flush=True)
