@@ -33,8 +33,7 @@ MACBOOK = {
     "lr_decay_iters": 2000, "dropout": 0.0,
 }
 LONGER = (  # about three minutes
-    "--steps=1000", "--batch-size=32", "--lr=0.01", "--warmup=100", "--momentum=0.9", "--heads=4",
-    "--eval-every=250",
+    "--steps=1000", "--batch-size=32", "--lr=0.01", "--momentum=0.9", "--eval-every=250",
 )
 
 

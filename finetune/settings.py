@@ -91,8 +91,10 @@ def check_resume(args: Namespace) -> None:
 
 
 def tuning_of(args: Namespace, usual: dict | None = None) -> Tuning:
-    """usual: what is not the default here. ValueError: a flag that cannot work, or is of another
-    --tune."""
+    """usual: flags that stand for those not given, where Tuning's own defaults shall not.
+
+    ValueError: a flag that cannot work, or is of another --tune.
+    """
     chosen = (usual or {}) | given(args)
     tune = chosen.get("tune", "all")
     for names, kind in ((("last",), "last"), (("rank", "alpha", "matrices"), "lora")):

@@ -150,7 +150,8 @@ def shard(model: nn.Module, processes: Processes) -> None:
 
 
 def is_part(value) -> bool:
-    """Whether it is a DTensor, a tensor that is parted among processes."""
+    """Whether it is a DTensor, a tensor that is parted among processes: told by what only these can
+    do, for importing the class takes as long as FSDP itself."""
     return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 

@@ -40,8 +40,8 @@ RECIPES = {
         model="gpt", data="tales", arch="modern", size="nano", steps=2000, batch_size=32, lr=0.01,
     ),
     "shakespeare-nano": dict(
-        model="gpt", data="shakespeare", arch="modern", size="nano", heads=2, conv=4, steps=72,
-        batch_size=24, lr=0.02, warmup=2, momentum=0.85, embedding_lr=5.0, eval_every=72,
+        model="gpt", data="shakespeare", arch="modern", size="nano", conv=4, steps=80,
+        batch_size=24, lr=0.02, momentum=0.85, embedding_lr=5.0, eval_every=80,
     ),
     "shakespeare-baby": dict(
         model="gpt", data="shakespeare", arch="modern", size="baby", dropout=0.2, steps=1000,
