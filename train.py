@@ -212,7 +212,7 @@ def train(
             for optimizer in optimizers:
                 if not scaler.is_enabled() or math.isfinite(norm):
                     scaler.step(optimizer)
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
             scaler.update()
             average.update(progress.step)
 

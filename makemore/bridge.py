@@ -109,7 +109,7 @@ class NumpyOptimizer:
         for optimizer in self.optimizers:
             optimizer.step(gradients, self.param_groups[0]["lr"])
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         for weight in self.weights.values():
             weight.grad = None
 

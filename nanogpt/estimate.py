@@ -1,7 +1,8 @@
 """What a run will need, told before it begins: parameters, memory and operations.
 
-One step of training is gone through with tensors that have shapes but no elements. The bytes that
-live at once in it are those that the real step needs.
+One step of training is gone through beforehand: a small one as it is, which takes as long as it
+does, any other with tensors that have shapes but no elements, for which PyTorch first loads a second
+or two of its parts. The bytes that live at once in it are those that the real step needs.
 """
 
 import os
@@ -36,9 +37,12 @@ GPUS = {  # dense 16-bit products a second with sums in float32, as NVIDIA state
     "B200": 2250e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
 }
 ENOUGH, LONG = 2**20, 256  # tokens of a step, and of a row but for attention, that tell of more
+SMALL = 2**23, 2**24  # weights, and elements of a step, about: a moment's work
+FEW = 4  # times fewer rows than an evaluation has at once tell of them
 MOST_PARTS = 1024  # of a batch, that are ever advised
 BEYOND = 2  # times the memory that there is: such a run is not begun
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+aten = torch.ops.aten
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,20 @@ class Estimate:
     mfu: float
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that live, and the most there were at once."""
+class Counter(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, the most there were at once, and operations.
+
+    PyTorch has a counter of operations too, but loads Triton to define it.
+    """
 
     def __init__(self):
         super().__init__()
-        self.bytes = self.most = 0
+        self.bytes = self.most = self.flops = 0
         self.known = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def count(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
+        self.flops += flops_of(function.overloadpacket, args, made)
         for item in tree_leaves(made):
             if isinstance(item, Tensor) and (storage := item.untyped_storage()) not in self.known:
                 self.known.add(storage)
@@ -78,6 +86,21 @@ class Alive(TorchDispatchMode):
     def change(self, size: int) -> None:
         self.bytes += size
         self.most = max(self.most, self.bytes)
+
+
+Counter.__torch_dispatch__ = Counter.count  # if defined in the class, it would load TorchDynamo
+
+
+def flops_of(function, args: tuple, made) -> int:
+    """The operations of a product, or of attention, whose causal half is not left out."""
+    if function in PRODUCTS:
+        return 2 * made.numel() * args[-1].shape[-2]
+    if function is aten.convolution:
+        return 2 * made.numel() * args[1][0].numel()
+    if function.__name__.startswith("_scaled_dot_product"):
+        q, k, v = args[:3]
+        return 2 * q.shape[:-1].numel() * k.shape[-2] * (k.shape[-1] + v.shape[-1])
+    return 0
 
 
 @dataclass(frozen=True)
@@ -101,20 +124,23 @@ def estimate(
 
     ValueError: sizes that do not go together, or far more than this machine can hold.
     """
-    parameters = count(config, vocab_size)
+    rows = max(1, config.batch_size // (config.accumulate * processes.world))
+    small = machine.kind == "cpu" and is_small(config, vocab_size, rows)
+    parameters = count(config, vocab_size, small)
     weights = 4 * parameters
     holders = processes.world if config.shard else 1  # each of a part of the weights
     there = total(machine) // here(machine)
     if (least := 3 * weights // holders) > there:  # with gradients and a mean
         raise ValueError(f"{parameters:,} parameters take at least {in_words(least)} to train, and "
                          f"there are {in_words(there)}; {smaller(config)}.")
-    rows = max(1, config.batch_size // (config.accumulate * processes.world))
     length = config.block_size
     if config.model not in attention.STAGES:  # there all grows with the length as with the rows
         length = min(length, LONG)
     few = min(rows, max(1, ENOUGH // length))
     scale = rows * config.block_size / (few * length)
-    step = go_through(config, vocab_size, few, length, separated, machine)
+    with elements(small):
+        own = psutil.Process().memory_info().rss  # on a CPU, PyTorch and the text count too
+        step = go_through(config, vocab_size, few, length, separated, machine)
     copied = weights * (processes.world > 1 and not config.shard)  # what DDP sends
     averaged = weights * (config.average > 0)
     kept = (2 * weights + step.states + averaged) // holders + copied
@@ -122,8 +148,8 @@ def estimate(
     passing = round((most - 2 * weights - step.states) * scale)
     passing = max(0, passing, step.judging - 2 * weights - step.states)
     memory = kept + round(SLACK[machine.kind] * passing) + CONTEXT[machine.kind]
-    if machine.kind == "cpu":  # there, PyTorch and the text count too
-        memory += psutil.Process().memory_info().rss
+    if machine.kind == "cpu":
+        memory += own
     flops = step.flops / (few * length)
     mfu = flops / peak_flops(machine) / processes.world
     expected = Estimate(parameters, memory, kept, flops, mfu)
@@ -133,53 +159,62 @@ def estimate(
     return expected
 
 
-def go_through(
-    config: Config, vocab_size: int, rows: int, length: int, separated: bool, machine: Machine
-) -> Step:
-    """A step of rows of that length, and a batch of an evaluation, without a number being computed.
-    """
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import, as is the next
-
-    place = machine.kind.replace("mps", "cpu")  # which tensors without elements know
-    machine = replace(machine, device=place)
-    counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops})
-    kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
-    with without_elements(), Alive() as alive, torch.device(place):
-        model = shapes_of(config, vocab_size, config.sizes)
-        model.checkpointing = config.checkpointing
-        optimizers = make_optimizers(model, kind, config.lr)
-        tokens = torch.zeros(rows, length, dtype=torch.long)
-        batch = [tokens.clone() for _ in range(2 + separated)]
-        for _ in range(min(2, config.accumulate)):  # the second part begins with gradients
-            with counter, machine.autocast():
-                loss = model.loss(*batch)
-            loss.backward()
-            del loss
-        learning, before, alive.most = alive.most, alive.bytes, alive.bytes
-        for optimizer in optimizers:
-            optimizer.step()
-        stepping, states = alive.most, alive.bytes - before
-        model.zero_grad(set_to_none=True)
-        alive.most = alive.bytes
-        judged = max(EVALUATED, config.block_size)  # at least a row
-        tokens = torch.zeros(max(1, judged // length), length, dtype=torch.long)
-        with torch.no_grad(), machine.autocast():
-            model.eval().loss(*[tokens] * (2 + separated))
-    return Step(learning, stepping, alive.most, states, 3 * counter.get_total_flops())
+def is_small(config: Config, vocab_size: int, rows: int) -> bool:
+    """Whether a step of so many rows is sure to take little memory and time."""
+    given = sizes(config.model) | config.sizes
+    layers, length = given.get("layers", 1), config.block_size
+    widest = max(size for size in (1, *given.values()) if type(size) is int)
+    window = length * given.get("embed", 0)  # of the mlp
+    weights = widest * (2 * vocab_size + 16 * layers * widest + window)
+    seen = length * given.get("heads", given.get("embed", 1))  # by a token, of all others
+    token = vocab_size + layers * max(8 * widest, seen)
+    return weights <= SMALL[0] and max(rows * length, EVALUATED // FEW) * token <= SMALL[1]
 
 
-def attention_flops(q, k, v, *more, **named) -> int:
-    """For attention fused on the CPU, which PyTorch does not count."""
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    return sdpa_flop_count(q, k, v)
-
-
-def without_elements():
-    """Where tensors have shapes and no elements."""
+def elements(small: bool):
+    """Where tensors are as always; or unless small, have shapes and no elements, for which much is
+    loaded first."""
+    if small:
+        return torch.random.fork_rng(devices=())
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode()
+
+
+def go_through(
+    config: Config, vocab_size: int, rows: int, length: int, separated: bool, machine: Machine
+) -> Step:
+    """A step of rows of that length, and a batch of an evaluation."""
+    place = machine.kind.replace("mps", "cpu")  # which tensors without elements know
+    machine = replace(machine, device=place)
+    kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
+    with Counter() as counter:
+        with torch.device(place):
+            model = shapes_of(config, vocab_size, config.sizes)
+        model.checkpointing = config.checkpointing
+        optimizers = make_optimizers(model, kind, config.lr)
+        tokens = torch.zeros(rows, length, dtype=torch.long, device=place)
+        batch = [tokens.clone() for _ in range(2 + separated)]
+        for _ in range(min(2, config.accumulate)):  # the second part begins with gradients
+            counter.flops = 0
+            with machine.autocast():
+                loss = model.loss(*batch)
+            flops = 3 * counter.flops  # a backward pass is as two
+            loss.backward()
+            del loss
+        learning, before, counter.most = counter.most, counter.bytes, counter.bytes
+        for optimizer in optimizers:
+            optimizer.step()
+        stepping, states = counter.most, counter.bytes - before
+        model.zero_grad(set_to_none=True)
+        del batch, tokens
+        kept = counter.most = counter.bytes
+        judged = max(1, max(EVALUATED, config.block_size) // length)
+        tokens = torch.zeros(max(1, judged // FEW), length, dtype=torch.long, device=place)
+        with torch.no_grad(), machine.autocast():
+            model.eval().loss(*[tokens] * (2 + separated))
+    judging = kept + (counter.most - kept) * judged // len(tokens)
+    return Step(learning, stepping, judging, states, flops)
 
 
 def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
@@ -192,12 +227,12 @@ def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
     return model
 
 
-def count(config: Config, vocab_size: int) -> int:
-    """The parameters of the model, of which none is made. ValueError as `estimate`."""
+def count(config: Config, vocab_size: int, small: bool = False) -> int:
+    """The parameters of the model, of which none is made, unless small. ValueError as `estimate`."""
     layers = config.sizes.get("layers", 1)
 
     def counted(**few) -> int:
-        with without_elements():
+        with elements(small):
             model = shapes_of(config, vocab_size, config.sizes | few)
         return sum(p.numel() for p in model.parameters())
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from makemore.bridge import FromNumpy, NumpyOptimizer
 
@@ -11,7 +12,7 @@ from .processes import own, whole
 
 OPTIMIZERS = ("muon", "adamw")
 STACK = 2**23  # elements that are orthogonalised at once: 32 MiB, and a few times that in passing
-BETAS = (0.9, 0.99)  # of AdamW
+BETAS, EPS = (0.9, 0.99), 1e-8  # of AdamW
 MOMENTUM = 0.95  # of Muon
 
 
@@ -19,7 +20,7 @@ def make_optimizers(
     model: nn.Module, kind: str, lr: float, weight_decay: float = 0.0,
     lr_shares: dict[str, float] | None = None, products: torch.dtype | None = None,
     momentum: float = MOMENTUM, embedding_lr: float = 1.0,
-) -> list[torch.optim.Optimizer] | list[NumpyOptimizer]:
+) -> list["Optimizer"] | list[NumpyOptimizer]:
     """kind "adamw": AdamW alone. "muon": Muon for the matrices of model.layers, AdamW for the rest.
 
     Embeddings, head, norms and biases are no maps between features, so Muon's reasoning does not
@@ -61,14 +62,11 @@ def make_optimizers(
             for share in sorted({shares[name] for name in names}, reverse=True)
         ]
 
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    optimizers: list[torch.optim.Optimizer] = []
+    optimizers: list[Optimizer] = []
     if decayed or rest:
-        every = groups(decayed, weight_decay) + groups(rest, 0.0)
-        optimizers.append(torch.optim.AdamW(every, lr=lr, betas=BETAS, fused=fused))
+        optimizers.append(AdamW(groups(decayed, weight_decay) + groups(rest, 0.0), lr))
     if muon:
-        matrices = groups(muon, weight_decay)
-        optimizers.append(Muon(matrices, lr=lr, momentum=momentum, products=products))
+        optimizers.append(Muon(groups(muon, weight_decay), lr, momentum, products=products))
     return optimizers
 
 
@@ -122,7 +120,82 @@ class Average:
             weight.copy_(state[name])
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer:
+    """Groups of parameters, each with settings of its own, and what is remembered of a parameter.
+
+    Used and saved as one of torch.optim, the first of which to be made loads TorchDynamo: a second
+    or two, for nothing that is needed here.
+    """
+
+    def __init__(self, groups: list[dict] | list[nn.Parameter], **usual):
+        if not all(isinstance(group, dict) for group in groups):
+            groups = [{"params": groups}]
+        self.param_groups = [usual | group for group in groups]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {p: {} for p in self.parameters()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all groups."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def step(self) -> None:
+        """Change the parameters that have a gradient."""
+        with torch.no_grad():
+            for group in self.param_groups:
+                if known := [p for p in group["params"] if p.grad is not None]:
+                    self.change(known, group)
+
+    def change(self, parameters: list[nn.Parameter], group: dict) -> None:
+        """These parameters, by their gradients and the settings of their group."""
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict:
+        """Parameters are numbered through all groups."""
+        numbers = {parameter: number for number, parameter in enumerate(self.parameters())}
+        return {
+            "state": {numbers[p]: dict(items) for p, items in self.state.items() if items},
+            "param_groups": [group | {"params": [numbers[p] for p in group["params"]]}
+                             for group in self.param_groups],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({name: saved[name] for name in group.keys() & saved if name != "params"})
+        parameters = self.parameters()
+        for number, items in state["state"].items():
+            device = parameters[number].device
+            self.state[parameters[number]] = {n: item.to(device) for n, item in items.items()}
+
+
+class AdamW(Optimizer):
+    """Each weight by its mean gradient over the root of its mean square (Loshchilov & Hutter 2019).
+
+    The arithmetic is PyTorch's, in one kernel where it has one.
+    """
+
+    def __init__(self, groups, lr: float, weight_decay: float = 0.0):
+        super().__init__(groups, lr=lr, weight_decay=weight_decay)
+
+    def change(self, parameters, group):
+        fused = parameters[0].device.type in ("cpu", "cuda")
+        for parameter in parameters:
+            if not (state := self.state[parameter]):
+                state["step"] = torch.zeros((), device=parameter.device if fused else None)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        names = ("exp_avg", "exp_avg_sq", "step")
+        means, squares, steps = ([self.state[p][name] for p in parameters] for name in names)
+        adamw(
+            parameters, [p.grad for p in parameters], means, squares, [], steps, fused=fused,
+            amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=EPS, maximize=False,
+        )
+
+
+class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024): as large a step in all directions of a matrix.
 
     Gradients of matrices are dominated by a few directions; the nearest orthogonal matrix to the
@@ -134,32 +207,27 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr: float = 0.01, momentum: float = MOMENTUM, weight_decay: float = 0.0,
+        self, groups, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.0,
         products: torch.dtype | None = None,
     ):
         self.products = products  # how it is computed: of this a checkpoint says nothing
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        assert closure is None
-        for group in self.param_groups:
-            stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                blocks = to_blocks(whole(update))  # directions are those of the whole matrix
-                stack = stacks.setdefault(blocks.shape[1:], [])
-                stack.append((parameter, blocks))
-                if sum(blocks.numel() for _, blocks in stack) >= STACK:
-                    self.move(stacks.pop(blocks.shape[1:]), group["lr"], group["weight_decay"])
-            for stack in stacks.values():
-                self.move(stack, group["lr"], group["weight_decay"])
+    def change(self, parameters, group):
+        stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+            update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
+            blocks = to_blocks(whole(update))  # directions are those of the whole matrix
+            stack = stacks.setdefault(blocks.shape[1:], [])
+            stack.append((parameter, blocks))
+            if sum(blocks.numel() for _, blocks in stack) >= STACK:
+                self.move(stacks.pop(blocks.shape[1:]), group["lr"], group["weight_decay"])
+        for stack in stacks.values():
+            self.move(stack, group["lr"], group["weight_decay"])
 
     def move(self, stack: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
         """Change these parameters by their blocks, which are of one shape."""

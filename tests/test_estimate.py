@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import nanogpt
 from nanogpt import estimate as module
@@ -46,6 +47,49 @@ def test_parameters_are_counted_without_making_them(stage):
     if "layers" in nanogpt.sizes(stage):
         model = nanogpt.build(stage, 20, 16, layers=5)
         assert count(config(stage, {"layers": 5}), 20) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("model", nanogpt.STAGES)
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2, "checkpointing": True, "separated": True}])
+def test_a_small_step_takes_what_it_is_said_to_take_without_elements(model, more):
+    more = dict(more)
+    separated = more.pop("separated", False)
+    c = config(model, **more if model == "gpt" else {})
+    assert module.is_small(c, 20, 8)
+    torch.manual_seed(3)
+    steps = []
+    for small in (True, False):
+        with module.elements(small):
+            steps.append(module.go_through(c, 20, 8, 16, separated, CPU))
+    assert steps[0] == steps[1]
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))  # it drew nothing of what comes after
+
+
+def test_what_takes_long_or_much_is_not_small():
+    gpt = config(sizes=nanogpt.sizes("gpt"), block_size=64)
+    assert module.is_small(gpt, 65, 24)
+    for large in (dict(width=1024), dict(layers=48), dict(heads=128)):
+        block = 2048 if "heads" in large else 64
+        assert not module.is_small(replace(gpt, sizes=gpt.sizes | large, block_size=block), 65, 24)
+    assert not module.is_small(gpt, 50257, 24) and not module.is_small(gpt, 65, 1024)
+
+
+@pytest.mark.parametrize("model", nanogpt.STAGES)
+@pytest.mark.parametrize("attention", ["sdpa", "naive"])
+def test_operations_are_those_that_pytorch_counts(model, attention):
+    c = config(model, block_size=12, attention=attention)
+    built = module.shapes_of(c, 20, c.sizes)
+    tokens = torch.zeros(8, 12, dtype=torch.long)
+    cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which it does not know
+
+    def count(q, k, v, *more, **named):
+        return sdpa_flop_count(q, k, v)
+
+    with FlopCounterMode(display=False, custom_mapping={cpu: count}) as counter:
+        built.loss(tokens, tokens)
+    assert module.go_through(c, 20, 8, 12, False, CPU).flops == 3 * counter.get_total_flops()
 
 
 def test_operations_are_those_of_the_formula():

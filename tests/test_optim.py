@@ -1,5 +1,6 @@
 """nanogpt/optim.py: Muon against plain arithmetic and PyTorch's, and which optimizer takes what."""
 
+import copy
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from makemore import STAGES, build
-from nanogpt.optim import Muon, from_blocks, make_optimizers, orthogonalise, to_blocks
+from nanogpt.optim import AdamW, Muon, from_blocks, make_optimizers, orthogonalise, to_blocks
 from nanogpt.processes import load_optimizer
 
 V, BLOCK = 11, 8
@@ -170,6 +171,42 @@ def test_muon_is_about_pytorch_s(shape):
     assert 0.95 < a.norm() / b.norm() < 1.05
 
 
+# AdamW
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_adamw_is_pytorch_s_to_the_bit_and_takes_its_states(decay):
+    shapes = [(4, 6), (7,), (3, 3)]
+    ours, theirs = ([p.detach().float().requires_grad_() for p in parameters(*shapes)]
+                    for _ in range(2))
+
+    def step(optimizer, weights, number):
+        for i, weight in enumerate(weights[:1] if number == 1 else weights):
+            weight.grad = noise(*weight.shape, seed=100 * number + i).float()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    one = AdamW([{"params": ours[:2], "weight_decay": decay}, {"params": ours[2:]}], lr=0.03)
+    other = torch.optim.AdamW([{"params": theirs[:2], "weight_decay": decay},
+                               {"params": theirs[2:], "weight_decay": 0.0}],
+                              lr=0.03, betas=(0.9, 0.99), fused=True)
+    for number in range(3):
+        step(one, ours, number)
+        step(other, theirs, number)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    # and each goes on from what the other has saved
+    saved = [copy.deepcopy(optimizer.state_dict()) for optimizer in (one, other)]
+    assert saved[0]["state"].keys() == saved[1]["state"].keys()
+    assert [g["params"] for g in saved[0]["param_groups"]] == [[0, 1], [2]]
+    one.load_state_dict(saved[1])
+    other.load_state_dict({"state": saved[0]["state"], "param_groups": [
+        before | after for before, after in zip(*(s["param_groups"] for s in saved[::-1]))]})
+    for number in range(3, 5):
+        step(one, ours, number)
+        step(other, theirs, number)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
 # Which optimizer takes what
 
 
@@ -190,7 +227,7 @@ def test_every_parameter_has_one_place(stage, kind):
     assert taken.keys() == set(name_of.values())
     for name, parameter in model.named_parameters():
         inside = name.startswith("layers.") and parameter.ndim > 1
-        assert taken[name] is (Muon if kind == "muon" and inside else torch.optim.AdamW)
+        assert taken[name] is (Muon if kind == "muon" and inside else AdamW)
     if kind == "muon" and stage != "bigram":
         assert Muon in taken.values()
 

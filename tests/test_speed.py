@@ -14,13 +14,24 @@ from benchmarks import baby, expected, growth, ladder, race
 from nanogpt.optim import make_optimizers
 
 ROOT = Path(__file__).parents[1]
-SLOW = ("triton", "torch._dynamo", "torch.distributed.fsdp", "sympy", "matplotlib")
+SLOW = ("triton", "torch._dynamo", "torch.distributed.fsdp", "sympy")
 
 
 def test_what_is_slow_to_import_waits_until_it_is_needed():
-    code = f"import train, sample, sys; print([name for name in {SLOW} if name in sys.modules])"
+    slow = (*SLOW, "matplotlib")
+    code = f"import train, sample, sys; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flags", ["--model=mlp", "--model=gpt --data=names --average=0.9"])
+def test_a_small_run_never_needs_it(flags, tmp_path):
+    code = f"""import sys, train
+sys.argv[1:] = {[*flags.split(), "--steps=1", f"--out={tmp_path / 'run'}"]}
+train.main()
+print([name for name in {SLOW} if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["torch._dynamo", "kernels"])
