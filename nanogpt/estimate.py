@@ -1,8 +1,8 @@
 """What a run will need, told before it begins: parameters, memory and operations.
 
-One step of training is gone through beforehand: a small one as it is, which takes as long as it
-does, any other with tensors that have shapes but no elements, for which PyTorch first loads a second
-or two of its parts. The bytes that live at once in it are those that the real step needs.
+One step of training is gone through beforehand: a small one as it is, any other with tensors that
+have shapes but no elements, for which PyTorch first loads a second or two of its parts. The bytes
+that live at once in it are those that the real step needs.
 """
 
 import os
@@ -228,7 +228,7 @@ def shapes_of(config: Config, vocab_size: int, given: dict) -> nn.Module:
 
 
 def count(config: Config, vocab_size: int, small: bool = False) -> int:
-    """The parameters of the model, of which none is made, unless small. ValueError as `estimate`."""
+    """The parameters of the model, none of which is made, unless small. ValueError: as estimate."""
     layers = config.sizes.get("layers", 1)
 
     def counted(**few) -> int:

@@ -166,8 +166,9 @@ class Optimizer:
             group.update({name: saved[name] for name in group.keys() & saved if name != "params"})
         parameters = self.parameters()
         for number, items in state["state"].items():
-            device = parameters[number].device
-            self.state[parameters[number]] = {n: item.to(device) for n, item in items.items()}
+            p = parameters[number]
+            self.state[p] = {name: item.to(clock(p) if name == "step" else p.device)
+                             for name, item in items.items()}
 
 
 class AdamW(Optimizer):
@@ -180,19 +181,29 @@ class AdamW(Optimizer):
         super().__init__(groups, lr=lr, weight_decay=weight_decay)
 
     def change(self, parameters, group):
-        fused = parameters[0].device.type in ("cpu", "cuda")
         for parameter in parameters:
             if not (state := self.state[parameter]):
-                state["step"] = torch.zeros((), device=parameter.device if fused else None)
+                state["step"] = torch.zeros((), device=clock(parameter))
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         names = ("exp_avg", "exp_avg_sq", "step")
         means, squares, steps = ([self.state[p][name] for p in parameters] for name in names)
         adamw(
-            parameters, [p.grad for p in parameters], means, squares, [], steps, fused=fused,
-            amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=EPS, maximize=False,
+            parameters, [p.grad for p in parameters], means, squares, [], steps,
+            fused=has_kernel(parameters[0]), amsgrad=False, maximize=False,
+            beta1=BETAS[0], beta2=BETAS[1], eps=EPS,
+            lr=group["lr"], weight_decay=group["weight_decay"],
         )
+
+
+def has_kernel(parameter: nn.Parameter) -> bool:
+    """Whether PyTorch has AdamW in one kernel for its device."""
+    return parameter.device.type in ("cpu", "cuda")
+
+
+def clock(parameter: nn.Parameter) -> torch.device:
+    """Where a number of steps belongs: with the parameter for the kernel, else with Python."""
+    return parameter.device if has_kernel(parameter) else torch.device("cpu")
 
 
 class Muon(Optimizer):
