@@ -55,6 +55,8 @@ class Tuning:
             if not re.fullmatch(r"[^:]+(:0*[1-9][0-9]{0,8})?", name):
                 raise ValueError(f"--matrices has {name}, where a name is expected, or a name and "
                                  "the rank of its addition, such as embedding:16.")
+        if len(self.ranks) < len(self.matrices):
+            raise ValueError(f"--matrices={','.join(self.matrices)} has a name twice.")
 
     @property
     def ranks(self) -> dict[str, int]:

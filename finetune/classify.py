@@ -78,8 +78,8 @@ def make_parser() -> cli.Parser:
         average=f"0, of long texts {usual.LONG_AVERAGE}",
         embedding_lr=f"1, of long texts with muon {usual.LONG_EMBEDDING_LR:.0f}",
         patience=f"{usual.PATIENCE}, of long texts {usual.LONG_PATIENCE}",
-        matrices="; of long texts in byte pairs, without --replay, as by --matrices={matrices} "
-        "--rank={rank} --alpha={alpha:.0f}".format(**usual.LONG_LORA))
+        matrices="; of long texts in byte pairs, without --replay, the {} alone, of rank {} and "
+        "alpha twice that".format(*usual.LONG_LORA))
     return parser
 
 

@@ -165,7 +165,8 @@ def from_random(
         resume["progress"] = runs.mend(run, run / "last.pt", resume)
         if resume["config"]["steps"] != config.steps:
             resume["progress"]["since_best"] = 0  # new steps, new patience
-    if about["config"]["finetune"]["tuning"]["tune"] != "all":  # all its weights must learn
+    if about["config"]["finetune"]["tuning"]["tune"] != "all":
+        # here all weights must learn, in as many steps
         optimizer, width = pretrained.optimizer, config.sizes.get("width", 128)
         rate = settings.default_lr(optimizer, "all", width, usual.lr(splits["train"]))
         sizes = config.sizes | ({"dropout": usual.DROPOUT} if "dropout" in config.sizes else {})

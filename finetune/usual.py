@@ -15,7 +15,7 @@ LONG_EPOCHS, LONG_LR, LONG_AVERAGE = 3, 0.001, 0.95  # a long text has much to b
 LONG_LITTLE_EPOCHS = 5  # of --tune=lora and head, which cannot learn as much of it so soon
 LONG_PATIENCE = 10  # the loss rises from that of the fitted head before it falls
 LONG_EMBEDDING_LR = 10.0  # with Muon: which words tell what is most of what there is to learn
-LONG_LORA = dict(matrices="embedding", rank=32, alpha=64.0)  # where tokens are words or their parts
+LONG_LORA = "embedding", 32  # and its rank, where tokens are words or their parts
 FITTED = 0.1  # share of the learning rate of a head that is fitted already
 
 
@@ -50,12 +50,14 @@ def embedding_lr(train: Encoded, optimizer: str) -> float:
 
 
 def lora(train: Encoded, args: Namespace, tokenizer: str) -> dict:
-    """What gets LoRA, and of what rank, where the user says nothing of these. A replay may need the
-    embedding for its head, so there it stays as it is."""
-    named = any(getattr(args, name) is not None for name in LONG_LORA)
+    """What gets LoRA, of what rank, and alpha twice that, where no matrices are named. A replay may
+    need the embedding for its head, so there it stays as it is."""
     words = are_long(train) and tokenizer != "char"
-    chosen = args.tune == "lora" and words and not named and not args.replay
-    return dict(LONG_LORA) if chosen else {}
+    if args.tune != "lora" or args.matrices is not None or args.replay or not words:
+        return {}
+    matrices, rank = LONG_LORA
+    rank = args.rank or rank
+    return dict(matrices=matrices, rank=rank, alpha=2.0 * rank)
 
 
 def dropout(tune: str | None) -> float:

@@ -24,6 +24,7 @@ from data.batches import EVALUATED
 from data.cli import flag
 
 from . import attention, build, sizes
+from .gpt import CHUNK
 from .machine import Machine
 from .optim import OPTIMIZERS, make_optimizers
 from .processes import Processes
@@ -38,7 +39,7 @@ GPUS = {  # dense 16-bit products a second with sums in float32, as NVIDIA state
 }
 ENOUGH, LONG = 2**20, 256  # tokens of a step, and of a row but for attention, that tell of more
 SMALL = 2**23, 2**24  # weights, and elements of a step, about: a moment's work
-FEW = 4  # times fewer rows than an evaluation has at once tell of them
+FEW = 4  # times fewer rows than an evaluation has at once tell of a small one
 MOST_PARTS = 1024  # of a batch, that are ever advised
 BEYOND = 2  # times the memory that there is: such a run is not begun
 aten = torch.ops.aten
@@ -140,7 +141,8 @@ def estimate(
     scale = rows * config.block_size / (few * length)
     with elements(small):
         own = psutil.Process().memory_info().rss  # on a CPU, PyTorch and the text count too
-        step = go_through(config, vocab_size, few, length, separated, machine)
+        share = FEW if small else 1
+        step = go_through(config, vocab_size, few, length, separated, machine, share)
     copied = weights * (processes.world > 1 and not config.shard)  # what DDP sends
     averaged = weights * (config.average > 0)
     kept = (2 * weights + step.states + averaged) // holders + copied
@@ -164,11 +166,17 @@ def is_small(config: Config, vocab_size: int, rows: int) -> bool:
     given = sizes(config.model) | config.sizes
     layers, length = given.get("layers", 1), config.block_size
     widest = max(size for size in (1, *given.values()) if type(size) is int)
+    if config.model == "bigram":  # its table has a row for every token
+        widest = vocab_size
     window = length * given.get("embed", 0)  # of the mlp
     weights = widest * (2 * vocab_size + 16 * layers * widest + window)
     seen = length * given.get("heads", given.get("embed", 1))  # by a token, of all others
-    token = vocab_size + layers * max(8 * widest, seen)
-    return weights <= SMALL[0] and max(rows * length, EVALUATED // FEW) * token <= SMALL[1]
+    token = vocab_size + layers * max(8 * widest, seen) + given.get("conv", 0) * widest
+    if config.model == "cnn":  # what is before a row is filled up, too
+        length = max(length, 2**layers)
+    at_once = EVALUATED * vocab_size <= CHUNK  # else more rows are not as many times the memory
+    few = max(rows * length, EVALUATED // FEW) * token <= SMALL[1]
+    return weights <= SMALL[0] and few and at_once
 
 
 def elements(small: bool):
@@ -182,9 +190,11 @@ def elements(small: bool):
 
 
 def go_through(
-    config: Config, vocab_size: int, rows: int, length: int, separated: bool, machine: Machine
+    config: Config, vocab_size: int, rows: int, length: int, separated: bool, machine: Machine,
+    share: int = 1,
 ) -> Step:
-    """A step of rows of that length, and a batch of an evaluation."""
+    """A step of rows of that length, and a batch of an evaluation, or of that share of its rows
+    what would be of all."""
     place = machine.kind.replace("mps", "cpu")  # which tensors without elements know
     machine = replace(machine, device=place)
     kind = config.optimizer if config.optimizer in OPTIMIZERS else "adamw"
@@ -210,7 +220,7 @@ def go_through(
         del batch, tokens
         kept = counter.most = counter.bytes
         judged = max(1, max(EVALUATED, config.block_size) // length)
-        tokens = torch.zeros(max(1, judged // FEW), length, dtype=torch.long, device=place)
+        tokens = torch.zeros(max(1, judged // share), length, dtype=torch.long, device=place)
         with torch.no_grad(), machine.autocast():
             model.eval().loss(*[tokens] * (2 + separated))
     judging = kept + (counter.most - kept) * judged // len(tokens)

@@ -43,7 +43,7 @@ def expected(c, vocab_size=20, machine=CPU, processes=ALONE, separated=False):
 def test_parameters_are_counted_without_making_them(stage):
     model = nanogpt.build(stage, 20, 16)
     parameters = sum(p.numel() for p in model.parameters())
-    assert expected(config(stage)).parameters == parameters
+    assert expected(config(stage)).parameters == count(config(stage), 20) == parameters
     if "layers" in nanogpt.sizes(stage):
         model = nanogpt.build(stage, 20, 16, layers=5)
         assert count(config(stage, {"layers": 5}), 20) == sum(p.numel() for p in model.parameters())
@@ -61,6 +61,8 @@ def test_a_small_step_takes_what_it_is_said_to_take_without_elements(model, more
     for small in (True, False):
         with module.elements(small):
             steps.append(module.go_through(c, 20, 8, 16, separated, CPU))
+            part = module.go_through(c, 20, 8, 16, separated, CPU, share=4)
+        assert part.judging == pytest.approx(steps[-1].judging, rel=0.01)
     assert steps[0] == steps[1]
     drawn = torch.rand(3)
     torch.manual_seed(3)
@@ -74,6 +76,29 @@ def test_what_takes_long_or_much_is_not_small():
         block = 2048 if "heads" in large else 64
         assert not module.is_small(replace(gpt, sizes=gpt.sizes | large, block_size=block), 65, 24)
     assert not module.is_small(gpt, 50257, 24) and not module.is_small(gpt, 65, 1024)
+    bigram = config("bigram")
+    assert module.is_small(bigram, 65, 512) and not module.is_small(bigram, 8000, 32)
+    cnn = config("cnn", {"layers": 4, "width": 32})
+    assert module.is_small(cnn, 30, 128)
+    assert not module.is_small(replace(cnn, sizes={"layers": 20, "width": 32}), 30, 128)
+
+
+@pytest.mark.parametrize("vocab_size, share", [(65, module.FEW), (5000, 1), (50257, 1)])
+def test_a_few_rows_of_an_evaluation_do_where_its_logits_are_held_at_once(
+    vocab_size, share, monkeypatch
+):
+    def noting(*args):
+        shares.append(args[-1])
+        return real(*args)
+
+    real, shares = module.go_through, []
+    monkeypatch.setattr(module, "go_through", noting)
+    c = config(sizes={"layers": 1, "width": 16, "heads": 1}, batch_size=1)
+    expected(c, vocab_size)
+    assert shares == [share]
+    with module.elements(small=False):
+        whole, part = (real(c, vocab_size, 1, 16, False, CPU, n).judging for n in (1, 4))
+    assert part == pytest.approx(whole, rel=0.01) if share > 1 else part > 1.2 * whole
 
 
 @pytest.mark.parametrize("model", nanogpt.STAGES)
@@ -216,7 +241,8 @@ def test_bytes_in_words():
 
 def test_the_most_that_was_used_never_falls():
     before = most_used(CPU)
-    block = torch.ones(50_000_000)
+    freed = before - module.psutil.Process().memory_info().rss  # by tests before this one
+    block = torch.ones(50_000_000 + freed // 4)
     during = most_used(CPU)
     del block
     assert during > before + 150_000_000  # Linux counts a few pages late

@@ -1175,6 +1175,18 @@ def test_other_tunings(base, reviews, tmp_path, more, no_plot):
         saved["finetune"]["trained_parameters"]
 
 
+def test_what_lora_is_of_where_nothing_is_said_reaches_the_run(
+    base, reviews, tmp_path, no_plot, monkeypatch
+):
+    chosen = dict(matrices="embedding", rank=3, alpha=6.0)
+    monkeypatch.setattr(usual, "lora", lambda texts, args, tokenizer: chosen)
+    run = classify.new_run(classify.make_parser().parse_args([
+        *flags_for(reviews, base, tmp_path / "run"), "--tune=lora", "--device=cpu", "--steps=2",
+        "--no-baselines"]))
+    tuning = sorting.load_classifier(run)[2]["finetune"]["tuning"]
+    assert (tuning["matrices"], tuning["rank"], tuning["alpha"]) == (("embedding",), 3, 6.0)
+
+
 def test_long_texts_are_read_as_a_whole():
     lengths = [usual.LONG - 1, usual.LONG, usual.LONG + 9]
     texts = labelled.Encoded([[END] * n for n in lengths], [(0,)] * 3)
@@ -1184,7 +1196,9 @@ def test_long_texts_are_read_as_a_whole():
     long = usual.training(texts, None, "muon")
     asked = [classify.make_parser().parse_args(["--tune=lora", *more])
              for more in ([], ["--rank=4"], ["--matrices=qkv"], ["--replay=0.1"])]
-    assert [usual.lora(texts, args, "bpe") for args in asked] == [usual.LONG_LORA, {}, {}, {}]
+    found = [usual.lora(texts, args, "bpe") for args in asked]
+    assert found == [dict(matrices="embedding", rank=rank, alpha=2 * rank) for rank in (32, 4)] + [
+        {}, {}]
     assert not usual.lora(texts, asked[0], "char")  # of which a single one tells nothing
     texts.sequences[1].pop()
     assert usual.pool(texts) == "last" and usual.lr(texts) == usual.LR
@@ -1855,6 +1869,7 @@ def test_wrong_flags(flags, said, base, refusal, monkeypatch, tmp_path):
     (["--tune=lora", "--matrices=up:1:2"], "such as embedding:16"),
     (["--tune=last", "--last=9"], "--last=9 layers are more"),
     (["--tune=lora", "--alpha=inf"], "--alpha must be"),
+    (["--tune=lora", "--matrices=qkv:2,up,qkv"], "has a name twice"),
     (["--replay=0.5", "--replay-data=nowhere.txt"], "nowhere.txt"),
     (["--replay=1.5"], "--replay must be"),
     (["--device=nonsense"], "nonsense"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from makemore import STAGES, build
+from nanogpt import optim
 from nanogpt.optim import AdamW, Muon, from_blocks, make_optimizers, orthogonalise, to_blocks
 from nanogpt.processes import load_optimizer
 
@@ -205,6 +206,14 @@ def test_adamw_is_pytorch_s_to_the_bit_and_takes_its_states(decay):
         step(one, ours, number)
         step(other, theirs, number)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_adamw_where_there_is_no_kernel_for_it(monkeypatch):
+    monkeypatch.setattr(optim, "has_kernel", lambda parameter: False)
+    (ours,), (theirs,) = parameters((4, 6)), parameters((4, 6))
+    run(AdamW([ours], lr=0.03, weight_decay=0.1), [ours], 3)
+    run(torch.optim.AdamW([theirs], lr=0.03, betas=(0.9, 0.99), weight_decay=0.1), [theirs], 3)
+    same(ours.detach(), theirs.detach(), 1e-12)
 
 
 # Which optimizer takes what

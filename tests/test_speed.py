@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nanogpt
 from benchmarks import baby, expected, growth, ladder, race
+from data import runs
 from nanogpt.optim import make_optimizers
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +26,10 @@ def test_what_is_slow_to_import_waits_until_it_is_needed():
 
 
 @pytest.mark.parametrize("flags", ["--model=mlp", "--model=gpt --data=names --average=0.9"])
-def test_a_small_run_never_needs_it(flags, tmp_path):
+def test_a_small_run_on_a_cpu_never_needs_it(flags, tmp_path):
+    flags = [*flags.split(), "--device=cpu", "--steps=1", f"--out={tmp_path / 'run'}"]
     code = f"""import sys, train
-sys.argv[1:] = {[*flags.split(), "--steps=1", f"--out={tmp_path / 'run'}"]}
+sys.argv[1:] = {flags}
 train.main()
 print([name for name in {SLOW} if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -138,6 +140,27 @@ def test_recipes_with_losses_to_expect_are_of_the_flags_that_they_name():
     assert "eval_every" not in quick["settings"] and "steps" in quick["settings"]
     places = [expected.place({"command": c}) for c in ("--model=bigram", "--model=gpt", "--lr=3")]
     assert places == sorted(places) and len(set(places)) == 3
+
+
+@pytest.mark.parametrize("steps, trainings", [(200, 1), (72, 2)])
+def test_losses_to_expect_are_those_of_a_tenth_a_half_and_all(steps, trainings, monkeypatch):
+    asked = []
+
+    def timed(command):
+        given = dict(flag[2:].split("=") for flag in command if flag.startswith("--"))
+        every = int(given["eval-every"])
+        Path(given["out"]).mkdir()
+        asked.append(every)
+        for step in sorted({*range(0, steps + 1, every), steps}):
+            line = {"step": step, "val_loss": step + int(given["seed"]) / 10}
+            runs.append_metrics(Path(given["out"]), line)
+
+    monkeypatch.setattr(expected, "timed", timed)
+    what = {"command": "--model=mlp", "settings": {"steps": steps}, "seeds": 2}
+    tenth, half = round(steps / 10), steps // 2
+    assert expected.measured(what) == {
+        str(step): [step, step + 0.1] for step in (tenth, half, steps)}
+    assert len(asked) == 2 * trainings
 
 
 def test_what_cannot_be_measured_is_refused(refusal):
