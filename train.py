@@ -99,15 +99,16 @@ def train(
     about: dict,
     resume: dict | None = None,
     lr_shares: dict[str, float] | None = None,
+    unit: str = "tokens",
 ) -> Progress:
     """Train the model in place until config.steps, or until patience runs out.
 
     batches(seed, step): the arrays of that step's batch, the targets second. loss(*batch): the mean
     nats, a scalar. evaluate(): the validation loss. begin(): that of step 0, where a part of the
-    validation split will do. mfu: the model's FLOP utilisation at one token
-    a second, or 0 if that is unknown. about: plain values that go into every checkpoint. resume: a
-    checkpoint to go on from. lr_shares: as of make_optimizers. Into run go metrics.jsonl, last.pt
-    and best.pt.
+    validation split will do. mfu: the model's FLOP utilisation at one token a second, or 0 if that
+    is unknown. about: plain values that go into every checkpoint. resume: a checkpoint to go on
+    from. lr_shares: as of make_optimizers. unit: what the targets are. Into run go metrics.jsonl,
+    last.pt and best.pt.
     Errors: Diverged (the last good checkpoint stays), Stopped (all is saved).
     """
     if machine.kind == "cpu":
@@ -170,7 +171,7 @@ def train(
         if processes.first:
             runs.append_metrics(run, line)
         save(*(["best.pt", "last.pt"] if progress.since_best == 0 else ["last.pt"]))
-        bar.write(evaluation_line(line, config))
+        bar.write(evaluation_line(line, config, unit))
 
     world = processes.world
 
@@ -231,7 +232,7 @@ def train(
             progress.loss_steps += 1
             progress.training_seconds += time.monotonic() - started
             bar.update()
-            pace = f"{progress.tokens_per_second:,} tokens/s" + (
+            pace = f"{progress.tokens_per_second:,} {unit}/s" + (
                 f", {progress.tokens_per_second * mfu:.0%} MFU" if mfu else "")
             bar.set_postfix_str(f"loss {value:.3f}, {pace}", refresh=False)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
@@ -275,12 +276,12 @@ def diverged_message(what: str, step: int, config: Config, run: Path) -> str:
     return f"{what} at step {step}.{kept} Try again with a lower --lr: {again}"
 
 
-def evaluation_line(line: dict, config: Config) -> str:
+def evaluation_line(line: dict, config: Config, unit: str) -> str:
     trained = "     -" if line["train_loss"] is None else f"{line['train_loss']:.4f}"
     mfu = f"{line['mfu']:.0%} MFU, " if line["mfu"] else ""  # a finetuned run has none
     return (
         f"step {line['step']:>{len(str(config.steps))}} of {config.steps}: train {trained}, "
-        f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} tokens/s, "
+        f"val {line['val_loss']:.4f}, {line['tokens_per_second']:,} {unit}/s, "
         f"{mfu}{line['seconds']:.0f} s"
     )
 

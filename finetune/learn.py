@@ -80,7 +80,7 @@ def fit(
         shares |= {name: usual.FITTED for name in ("head.weight", "head.bias")}
     progress = train.train(
         classifier, batches, classifier.loss, config, evaluate=evaluate, machine=machine, run=run,
-        about=about, resume=resume, lr_shares=shares,
+        about=about, resume=resume, lr_shares=shares, unit="texts",
     )
     settle(classifier, run)
     progress.seconds += saved.get("head_seconds", 0.0)

@@ -1426,6 +1426,7 @@ def test_a_separate_test_file_that_overlaps_says_so(base, reviews, talks, comman
     assert f"note: 4 of the 7 texts of {path} stand in the training split" in out
     assert f"note: 2 of the 7 texts of {path} stand in its validation split" in out
     assert "stand in the training split" in (tmp_path / "run/report.txt").read_text("utf-8")
+    assert re.search(r"step 1 of 1: .* texts/s", out)  # of which a loss is, and not of tokens
     splits = instruct.conversations({"train": talks, "test": talks})[0]
     path = tmp_path / "test.jsonl"
     known = [talk.messages for s, n in (("train", 3), ("val", 2)) for talk in splits[s][:n]]
